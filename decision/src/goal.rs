@@ -1,0 +1,72 @@
+//! What a tenant wants of a campaign.
+
+use omnify_operators::model::{EntityKey, EventTime};
+use serde::{Deserialize, Serialize};
+
+/// What a goal optimises.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Objective {
+    /// Conversions at a cost per conversion at or below the target.
+    TargetCpa {
+        /// Cost per conversion, in micros.
+        cpa_micros: i64,
+    },
+    /// Revenue at a revenue per cost at or above the target.
+    TargetRoas {
+        /// Revenue per cost, for example 2.5.
+        roas: f64,
+    },
+    /// Clicks at a cost per click at or below the target.
+    TargetCpc {
+        /// Cost per click, in micros.
+        cpc_micros: i64,
+    },
+    /// As many conversions (clicks where conversions are rare) as the budget buys.
+    Maximise,
+}
+
+/// How bids of the goal's campaigns are priced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pricing {
+    /// Bids are per thousand impressions.
+    #[default]
+    Cpm,
+    /// Bids are per click.
+    Cpc,
+}
+
+/// A goal, checked by `config`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Goal {
+    /// Unique name.
+    pub name: String,
+    /// Campaigns it covers: an entity key whose segments may be `*`, with trailing segments left
+    /// out meaning all below, for example `acme/meta/*` or `acme/*/*/brand`.
+    pub applies_to: String,
+    /// What to optimise.
+    pub objective: Objective,
+    /// Daily budget of each covered campaign in micros.
+    pub daily_budget_micros: i64,
+    /// How bids are priced.
+    pub pricing: Pricing,
+    /// First instant, inclusive; `None` for no start.
+    pub start: Option<EventTime>,
+    /// Last instant, exclusive; `None` for no end.
+    pub end: Option<EventTime>,
+    /// Lowest bid ever set, in micros.
+    pub bid_floor_micros: i64,
+    /// Highest bid ever set, in micros.
+    pub bid_cap_micros: i64,
+}
+
+impl Goal {
+    /// Whether the goal covers `campaign`.
+    pub fn covers(&self, campaign: &EntityKey) -> bool {
+        let mut segments = campaign.as_str().split('/');
+        self.applies_to
+            .split('/')
+            .all(|want| segments.next().is_some_and(|have| want == "*" || want == have))
+    }
+}

@@ -1,0 +1,13 @@
+//! The decision stage: complete feature frames and control inputs in, decisions and actions out.
+//!
+//! # Contract
+//! [`stage::Stage::on_tick`] is a pure state machine. The same sequence of ticks, controls and frames gives
+//! the same decisions and the same action ids, bit for bit.
+//!
+//! # What this crate never does
+//! It reads no clock, opens no file or socket, and knows no dataflow: it imports only
+//! `omnify_operators::model`. Randomness is a seeded function of (entity, tick, policy version).
+
+pub mod action;
+pub mod control;
+pub mod goal;
