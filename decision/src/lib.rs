@@ -11,3 +11,4 @@
 pub mod action;
 pub mod control;
 pub mod goal;
+pub mod model;
