@@ -59,6 +59,10 @@ pub struct Goal {
     pub bid_floor_micros: i64,
     /// Highest bid ever set, in micros.
     pub bid_cap_micros: i64,
+    /// Budget per day that all covered campaigns of one tenant share, in micros. With it, budgets
+    /// are moved between them daily by equal marginal return, each at most `daily_budget_micros`.
+    #[serde(default)]
+    pub portfolio_budget_micros: Option<i64>,
 }
 
 impl Goal {

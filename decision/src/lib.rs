@@ -9,6 +9,11 @@
 //! `omnify_operators::model`. Randomness is a seeded function of (entity, tick, policy version).
 
 pub mod action;
+pub mod bid;
+pub mod codes;
+mod config;
 pub mod control;
+mod digest;
 pub mod goal;
 pub mod model;
+pub mod stage;
