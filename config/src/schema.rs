@@ -1,0 +1,484 @@
+//! The configuration as it is written: one struct for each section of `default.toml`, with the same
+//! names. The comments there are the reference; a test holds the two together.
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::{Decimal, Size, Span};
+
+/// Everything, section by section.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// What is computed for each entity.
+    pub features: Features,
+    /// Threads, ticks and queues.
+    pub engine: Engine,
+    /// Reading files.
+    pub replay: Replay,
+    /// What is accepted at the door.
+    pub validation: Validation,
+    /// When a creative counts as worn out.
+    pub fatigue: Fatigue,
+    /// When delivery counts as anomalous.
+    pub anomaly: Anomaly,
+    /// How decisions are made.
+    pub decision: Decision,
+    /// Gains and cadence of bid control.
+    pub controller: Controller,
+    /// When a worn-out creative hands over.
+    pub rotation: Rotation,
+    /// Limits that no action crosses.
+    pub guardrails: Guardrails,
+    /// Accounts that are not listed.
+    pub account_defaults: AccountDefaults,
+    /// Where actions go.
+    pub executor: Executor,
+    /// The Parquet history.
+    pub history: History,
+    /// The page and the API.
+    pub http: Http,
+    /// The broker.
+    pub kafka: Kafka,
+    /// What the process says about itself.
+    pub telemetry: Telemetry,
+    /// Learning a model from history.
+    pub learn: Learn,
+    /// The simulated market of `omnify demo`.
+    pub demo: Demo,
+    /// What tenants want of their campaigns.
+    pub goals: Vec<Goal>,
+    /// Currency and time zone of accounts.
+    pub accounts: Vec<Account>,
+}
+
+/// Section `[features]`: what is computed for each entity.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Features {
+    /// Rolling windows as WIDTH/PANE (the window slides in panes), and the account-local day.
+    pub windows: Vec<String>,
+    /// Levels of the hierarchy that get features: leave out what nobody reads, it costs time.
+    pub levels: Vec<String>,
+    /// Count unique users (HyperLogLog), for reach and frequency.
+    pub reach: bool,
+    /// Days over which reach is counted: a week is the usual frequency-capping horizon.
+    pub reach_days: usize,
+    /// Impressions that the prior of the shrunk CTR weighs: about one click at usual rates.
+    pub prior_impressions: f64,
+    /// Clicks that the prior of the shrunk CVR weighs: about one conversion at usual rates.
+    pub prior_clicks: f64,
+    /// CTR assumed before an entity's parent has any data: a common display average.
+    pub prior_ctr: f64,
+    /// CVR assumed before an entity's parent has any data: a common e-commerce average.
+    pub prior_cvr: f64,
+}
+
+/// Section `[engine]`: threads, ticks and queues.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Engine {
+    /// Timely worker threads; 0 means one for each core.
+    pub workers: usize,
+    /// Length of a live tick: how often frames are completed and decided upon.
+    pub tick: Span,
+    /// Shortest time between two evaluations of one entity; events in between wait for the next.
+    pub decide_every: Span,
+    /// Seed of everything that explores; the same journal and seed give the same decisions.
+    pub seed: u64,
+    /// Events that may wait between ingest and a worker; a full queue slows the source down.
+    pub queue_events: usize,
+    /// Complete frames that may wait for the decision thread; a full queue slows the workers down.
+    pub queue_frames: usize,
+    /// Actions that may wait for the executor; beyond it the oldest not yet sent expires.
+    pub queue_actions: usize,
+    /// Batches that may wait for the history writer; a full queue slows the engine down, never
+    /// drops.
+    pub queue_history: usize,
+}
+
+/// Section `[replay]`: reading files.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Replay {
+    /// Tick of foreign files: event times are rounded up to it.
+    pub tick: Span,
+    /// Rows held back to put slightly disordered files in order; rows later than that pass as late.
+    pub reorder_rows: usize,
+    /// Rows decoded at a time: large enough to be fast, small enough to bound memory.
+    pub batch_rows: usize,
+}
+
+/// Section `[validation]`: what is accepted at the door.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Validation {
+    /// How far ahead of the clock an event may lie; beyond it, it goes to dead letters. Live only.
+    pub future_skew: Span,
+    /// How long a click or conversion of an entity without impressions is held before it is
+    /// refused.
+    pub entity_grace: Span,
+    /// How long an event id is remembered to refuse its repetition.
+    pub dedup_horizon: Span,
+    /// Most event ids remembered at once; beyond it the oldest are forgotten.
+    pub dedup_ids_max: usize,
+    /// Report rows remembered to refuse exact repetitions; beyond it the oldest are forgotten.
+    pub dedup_reports_max: usize,
+    /// Tenants that may send; empty means any.
+    pub tenants: Vec<String>,
+    /// Longest accepted line of a text file or push; longer ones go to dead letters.
+    pub line_bytes_max: Size,
+    /// How much of a bad row's original bytes its dead letter keeps.
+    pub dead_letter_bytes_max: Size,
+    /// Bodies of POST /v1/events larger than this are refused.
+    pub request_bytes_max: Size,
+}
+
+/// Section `[fatigue]`: when a creative counts as worn out.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Fatigue {
+    /// Response below this share of the entity's own baseline counts as worn out.
+    pub onset_ratio: f64,
+    /// Posterior probability of that before an entity is called worn out.
+    pub probability: f64,
+    /// Probability below which a worn-out entity is called fresh again (hysteresis).
+    pub recovery_probability: f64,
+    /// Days of the baseline, from the first day with delivery.
+    pub baseline_days: u32,
+    /// Clicks that make a baseline mature: with 428 a fall of 20 % is seen with 90 % power.
+    pub baseline_clicks: i64,
+    /// Days compared with the baseline.
+    pub recent_days: u32,
+    /// Clicks the recent days need before they are compared.
+    pub recent_clicks: i64,
+}
+
+/// Section `[anomaly]`: when delivery counts as anomalous.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Anomaly {
+    /// Panes a series needs before it may raise an alarm.
+    pub warmup_panes: usize,
+    /// Quantile of the residuals beyond which the tail begins.
+    pub quantile: f64,
+    /// Score, in scale units of the tail, beyond which delivery is called anomalous.
+    pub threshold: f64,
+    /// Decay of the score to beat within an episode: one alarm for an episode, not one for each
+    /// pane.
+    pub onset_decay: f64,
+}
+
+/// Section `[decision]`: how decisions are made.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Decision {
+    /// Decide at all; off means features only.
+    pub enabled: bool,
+    /// How far the engine acts alone: autonomous, guided (proposes what is risky) or human_led
+    /// (proposes).
+    pub autonomy: Autonomy,
+    /// Time after which an action that was not executed is stale and expires.
+    pub action_ttl: Span,
+    /// Share of decisions to hold (no-ops) that are recorded in the history; everything else always
+    /// is.
+    pub hold_sample: f64,
+}
+
+/// Section `[controller]`: gains and cadence of bid control.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Controller {
+    /// A campaign's bid multipliers move at most this often.
+    pub period: Span,
+    /// How far ahead the spend plan is aimed at: long enough to smooth, short enough to catch up
+    /// today.
+    pub horizon: Span,
+    /// How late the platform reports spend; 0s where events arrive as they happen.
+    pub reporting_lag: Span,
+    /// Proportional gain on ln(planned / expected spend).
+    pub kp: f64,
+    /// Integral gain per hour.
+    pub ki: f64,
+    /// Bound of the integral, so that a starved campaign does not wind up.
+    pub integral_max: f64,
+    /// Bound of one error, in natural log units.
+    pub error_max: f64,
+    /// Smallest change of ln(bid) worth sending.
+    pub deadband: f64,
+    /// Share of ln(target / KPI) that is corrected within one KPI window.
+    pub kpi_gain: f64,
+    /// Most by which the multiplier that does not bind may exceed the one that does.
+    pub slack: f64,
+    /// A campaign without news is looked at again after this long.
+    pub review: Span,
+    /// Standard deviation of the seeded jitter of ln(bid); 0 never explores.
+    pub exploration_sd: f64,
+}
+
+/// Section `[rotation]`: when a worn-out creative hands over.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rotation {
+    /// Clicks a sibling needs before it may take over from a worn-out creative.
+    pub clicks_min: i64,
+    /// A blocked rotation or alert is tried again after this long.
+    pub retry: Span,
+}
+
+/// Section `[guardrails]`: limits that no action crosses.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Guardrails {
+    /// Largest single change of a bid or budget, as a share.
+    pub step_max: f64,
+    /// Largest sum of absolute changes in 24 hours: small steps must not add up to a blow-up.
+    pub change_24h_max: f64,
+    /// Largest sum of absolute changes in 7 days.
+    pub change_7d_max: f64,
+    /// Events (conversions, or clicks where the goal counts clicks) that a change needs as
+    /// evidence.
+    pub events_min: i64,
+    /// Probability that a change goes the right way, before it is made.
+    pub gain_probability_min: f64,
+    /// Shortest time between two changes of one owner.
+    pub cooldown: Span,
+    /// Matured events that end a campaign's learning phase.
+    pub learning_events: i64,
+    /// Time since a campaign was first seen that ends its learning phase all the same.
+    pub learning_time: Span,
+    /// Conversions in the longest window that make a winner, which is never paused without a
+    /// person.
+    pub winner_conversions: i64,
+    /// An account silent for longer is a late feed: nothing is changed on its numbers.
+    pub feed_late: Span,
+    /// Start with the global kill switch set: computing goes on, no action leaves.
+    pub kill: bool,
+}
+
+/// Section `[account_defaults]`: accounts that are not listed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AccountDefaults {
+    /// Currency of accounts that are not listed under [[accounts]].
+    pub currency: String,
+    /// Time zone of the calendar day of accounts that are not listed, as in the IANA database.
+    pub time_zone: String,
+}
+
+/// Section `[executor]`: where actions go.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Executor {
+    /// Where actions go: dry_run (nowhere), market (the simulator's ad platform) or kafka.
+    pub kind: ExecutorKind,
+    /// Base URL of the market's ad platform, for kind = "market".
+    pub url: String,
+    /// Longest wait for one call.
+    pub timeout: Span,
+    /// Attempts before an action that fails for a passing reason is given up.
+    pub attempts_max: usize,
+    /// Wait before the second attempt; it doubles after each.
+    pub backoff: Span,
+    /// Calls in flight at once, at most one for an owner.
+    pub concurrency: usize,
+}
+
+/// Section `[history]`: the Parquet history.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct History {
+    /// Write the Parquet history.
+    pub enabled: bool,
+    /// Its folder.
+    pub dir: String,
+    /// Rows after which a file is closed.
+    pub rows_per_file: usize,
+    /// Rows of a Parquet row group.
+    pub row_group_rows: usize,
+    /// Longest time a file stays open, live.
+    pub file_time: Span,
+    /// Level of zstd: 1 keeps up with the engine, higher is smaller.
+    pub zstd_level: i32,
+}
+
+/// Section `[http]`: the page and the API.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    /// Serve the page and the API.
+    pub enabled: bool,
+    /// Address to listen on; only this machine by default.
+    pub listen: String,
+    /// File with one `TENANT TOKEN` pair for each line; without it, anyone who reaches the port may
+    /// read.
+    pub tokens_file: String,
+    /// Requests served at once; more wait.
+    pub concurrency: usize,
+    /// Decisions and actions kept for /v1/decisions and /v1/actions.
+    pub recent: usize,
+}
+
+/// Section `[kafka]`: the broker.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Kafka {
+    /// Broker addresses, comma separated; needed for executor.kind = "kafka".
+    pub brokers: String,
+    /// Topic that actions are written to.
+    pub actions_topic: String,
+    /// Longest time for a message to be acknowledged.
+    pub timeout: Span,
+    /// User name of SASL, if the broker asks for one.
+    pub username: String,
+    /// Environment variable that holds the password of SASL.
+    pub password_env: String,
+    /// File that holds the password of SASL.
+    pub password_file: String,
+}
+
+/// Section `[telemetry]`: what the process says about itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Telemetry {
+    /// Filter of the log, as in RUST_LOG, for example "info,omnify_pipeline=debug".
+    pub log: String,
+    /// Form of the log on stderr: text or json.
+    pub log_format: LogFormat,
+}
+
+/// Section `[learn]`: learning a model from history.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Learn {
+    /// Share of the newest time held out to judge a model.
+    pub holdout: f64,
+    /// Passes over the training rows.
+    pub epochs: usize,
+    /// Gain of held-out log loss that a challenger needs over the champion.
+    pub gain_min: f64,
+}
+
+/// Section `[demo]`: the simulated market of `omnify demo`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Demo {
+    /// Tenants in the simulated market.
+    pub tenants: usize,
+    /// Campaigns of each tenant.
+    pub campaigns: usize,
+    /// Creatives of each campaign.
+    pub creatives: usize,
+    /// Auctions a second of simulated time.
+    pub auctions_per_s: f64,
+    /// Simulated seconds for each real second.
+    pub speed: f64,
+    /// Open the page in the browser.
+    pub open: bool,
+}
+
+/// How far the engine acts by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Autonomy {
+    /// Acts.
+    #[default]
+    Autonomous,
+    /// Acts and notifies.
+    Guided,
+    /// Proposes and waits for a person.
+    HumanLed,
+}
+
+/// Where actions go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExecutorKind {
+    /// Nowhere; the intent is recorded.
+    #[default]
+    DryRun,
+    /// The market simulator's HTTP ad platform.
+    Market,
+    /// A Kafka topic.
+    Kafka,
+}
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One object for each line.
+    Json,
+}
+
+/// What a goal optimises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// Conversions at a cost per conversion at or below the target.
+    TargetCpa,
+    /// Revenue at a revenue per cost at or above the target.
+    TargetRoas,
+    /// Clicks at a cost per click at or below the target.
+    TargetCpc,
+    /// As many conversions as the budget buys.
+    Maximise,
+}
+
+/// What a bid buys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pricing {
+    /// A thousand impressions.
+    #[default]
+    Cpm,
+    /// A click.
+    Cpc,
+}
+
+/// One `[[goals]]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Goal {
+    /// Unique name.
+    pub name: String,
+    /// Campaigns it covers: an entity path whose segments may be `*`; what is left out means all
+    /// below.
+    pub applies_to: String,
+    /// What to optimise.
+    pub objective: Objective,
+    /// Money per conversion or click, or revenue per cost; not for `maximise`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Decimal>,
+    /// Money a day for each covered campaign.
+    pub daily_budget: Decimal,
+    /// Currency of every amount of the goal.
+    pub currency: String,
+    /// What a bid buys.
+    #[serde(default)]
+    pub pricing: Pricing,
+    /// First day (in the time zone of `account_defaults`) or RFC 3339 time, inclusive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<String>,
+    /// First day no longer covered, or RFC 3339 time, exclusive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<String>,
+    /// Lowest bid ever set.
+    pub bid_floor: Decimal,
+    /// Highest bid ever set.
+    pub bid_cap: Decimal,
+}
+
+/// One `[[accounts]]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Account {
+    /// `tenant/platform/account`.
+    pub key: String,
+    /// ISO 4217 code of every amount the account reports.
+    pub currency: String,
+    /// IANA name of the time zone of its calendar day.
+    pub time_zone: String,
+}
