@@ -219,10 +219,17 @@ impl ClickModel {
         model
     }
 
-    /// The same weights and calibration on other rates.
-    pub(crate) fn with_rates(&self, rates: RateTable, data_until: EventTime) -> ClickModel {
-        let (click, conversion) = (self.click.clone(), self.conversion.clone());
-        ClickModel::new(self.slot_bits, data_until, rates, click, conversion)
+    /// What was learned of one target.
+    pub(crate) fn head(&self, target: Target) -> &Head {
+        match target {
+            Target::Click => &self.click,
+            Target::Conversion => &self.conversion,
+        }
+    }
+
+    /// The logarithm of the number of slots.
+    pub(crate) fn slot_bits(&self) -> u8 {
+        self.slot_bits
     }
 
     /// The probability of a click and of a conversion after a click. Allocates nothing.
@@ -262,10 +269,7 @@ impl ClickModel {
 
     /// The calibration of one target.
     pub fn calibration(&self, target: Target) -> Calibration {
-        match target {
-            Target::Click => self.click.calibration,
-            Target::Conversion => self.conversion.calibration,
-        }
+        self.head(target).calibration
     }
 }
 
@@ -350,11 +354,13 @@ mod tests {
     #[test]
     fn the_version_tells_contents_apart() {
         let model = model();
-        assert_eq!(model.version(), model.clone().with_rates(model.rates.clone(), 0).version());
-        assert_ne!(model.version(), model.with_rates(model.rates.clone(), 1).version());
+        let with = |data_until, click: Head| {
+            ClickModel::new(8, data_until, model.rates.clone(), click, model.conversion.clone())
+        };
+        assert_eq!(model.version(), with(0, model.click.clone()).version());
+        assert_ne!(model.version(), with(1, model.click.clone()).version());
         let mut head = model.click.clone();
         head.weights[3] = f64::from_bits(1);
-        let other = ClickModel::new(8, 0, model.rates.clone(), head, model.conversion.clone());
-        assert_ne!(model.version(), other.version(), "the smallest weight there is counts");
+        assert_ne!(model.version(), with(0, head).version(), "the smallest weight there is counts");
     }
 }
