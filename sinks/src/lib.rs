@@ -1,1 +1,9 @@
-//! placeholder
+//! Everything that leaves the process: the Parquet history, the executors of actions, the HTTP API
+//! with its page, and what the engine says about itself.
+//!
+//! # What this crate never does
+//! It decides nothing and computes no feature; it records, executes and shows what
+//! `omnify_operators` and `omnify_decision` produced.
+
+pub mod serve;
+pub mod telemetry;

@@ -1,0 +1,388 @@
+//! The writer side: the decision thread tells the board what happened, the board publishes
+//! snapshots.
+//!
+//! # Contract
+//! [`Board::publish`] is called once per tick, after everything of that tick was told, idle ticks
+//! included. It publishes at most every [`BoardConfig::publish_every_ms`] of ticks, so its cost does not grow
+//! with the tick rate. Everything kept is bounded by the configuration and the number of entities.
+//!
+//! It reads no clock, does no IO and never waits for a reader.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use omnify_decision::action::{Action, Decision, Id, Setting, Status};
+use omnify_decision::control::{Actual, Outcome};
+use omnify_decision::goal::Goal;
+use omnify_operators::model::{
+    Currency, EntityInfo, EntityKey, FeatureRow, Frame, Level, Tick, WindowSpec,
+};
+use tokio::sync::watch;
+
+use super::cache::AnswerCache;
+use super::counters::{Counters, Watermarks};
+use super::feed::{ActionLog, ActionState, DecisionFeed};
+use super::snapshot::{
+    CHUNK_ROWS, Chunk, LazyIndex, Pacing, PulsePoint, Row, Setup, Snapshot, Spark, SparkPoint,
+};
+
+/// Points of a sparkline.
+const SPARK_POINTS: usize = 60;
+/// A sparkline thins itself out until it covers a day, then slides.
+const SPARK_EVERY_MS_MAX: u64 = 24 * 60 * 1_000;
+/// Points of the engine's pulse, one a second.
+const PULSE_POINTS: usize = 180;
+const PULSE_EVERY_MS: u64 = 1_000;
+
+/// Says the currency of an entity's amounts.
+pub type CurrencyOf = dyn Fn(&EntityKey) -> Option<Currency> + Send + Sync;
+
+/// How a board is set up.
+#[derive(Clone)]
+pub struct BoardConfig {
+    /// Windows in the order of the configuration.
+    pub windows: Vec<WindowSpec>,
+    /// Goals, for budgets and names.
+    pub goals: Vec<Goal>,
+    /// Currency of an entity's amounts.
+    pub currency_of: Arc<CurrencyOf>,
+    /// Name of the executor.
+    pub executor: String,
+    /// True when no action is sent.
+    pub dry_run: bool,
+    /// Least distance of two publications.
+    pub publish_every_ms: u64,
+    /// First distance of sparkline points; it doubles whenever a sparkline is full.
+    pub spark_every_ms: u64,
+    /// Decisions kept of each verdict.
+    pub decisions_kept: usize,
+    /// Actions kept.
+    pub actions_kept: usize,
+}
+
+impl Default for BoardConfig {
+    fn default() -> BoardConfig {
+        BoardConfig {
+            windows: Vec::new(),
+            goals: Vec::new(),
+            currency_of: Arc::new(|_| None),
+            executor: "dry_run".to_owned(),
+            dry_run: true,
+            publish_every_ms: 100,
+            spark_every_ms: 1_000,
+            decisions_kept: 500,
+            actions_kept: 1_000,
+        }
+    }
+}
+
+/// Keeps the present state and publishes it. Owned by the decision thread.
+pub struct Board {
+    config: BoardConfig,
+    setup: Arc<Setup>,
+    specs: Arc<[WindowSpec]>,
+    day: Option<usize>,
+    chunks: Vec<Arc<Chunk>>,
+    index: Arc<LazyIndex>,
+    added: Vec<(EntityKey, u32)>,
+    ids: HashMap<EntityKey, u32>,
+    decisions: DecisionFeed,
+    actions: ActionLog,
+    accounts: Arc<BTreeMap<EntityKey, Watermarks>>,
+    pulse: VecDeque<PulsePoint>,
+    sequence: u64,
+    published: Option<Tick>,
+    publisher: watch::Sender<Arc<Snapshot>>,
+}
+
+impl Board {
+    /// An empty board; its first snapshot has sequence 0 and no rows.
+    pub fn new(config: BoardConfig) -> Board {
+        let setup = Arc::new(Setup {
+            windows: config.windows.iter().map(ToString::to_string).collect(),
+            executor: config.executor.clone(),
+            dry_run: config.dry_run,
+        });
+        let specs: Arc<[WindowSpec]> = config.windows.clone().into();
+        let decisions = DecisionFeed::new(config.decisions_kept);
+        let actions = ActionLog::new(config.actions_kept);
+        let index = Arc::<LazyIndex>::default();
+        let accounts = Arc::<BTreeMap<EntityKey, Watermarks>>::default();
+        let (publisher, _) = watch::channel(Arc::new(Snapshot {
+            sequence: 0,
+            tick: 0,
+            counters: Counters::default(),
+            setup: setup.clone(),
+            decisions: decisions.clone(),
+            actions: actions.feed.clone(),
+            pulse: VecDeque::new(),
+            specs: specs.clone(),
+            accounts: accounts.clone(),
+            chunks: Vec::new(),
+            index: index.clone(),
+            cache: AnswerCache::default(),
+        }));
+        Board {
+            day: config.windows.iter().position(|window| *window == WindowSpec::Day),
+            config,
+            setup,
+            specs,
+            chunks: Vec::new(),
+            index,
+            added: Vec::new(),
+            ids: HashMap::new(),
+            decisions,
+            actions,
+            accounts,
+            pulse: VecDeque::new(),
+            sequence: 0,
+            published: None,
+            publisher,
+        }
+    }
+
+    /// A reader's end: always holds the newest snapshot. It closes when the board is dropped.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.publisher.subscribe()
+    }
+
+    /// Takes over the rows of a complete frame.
+    pub fn update(&mut self, frame: &Frame) {
+        for (info, features) in &frame.rows {
+            self.upsert(info, features);
+        }
+    }
+
+    /// Takes over a decision. Its entity's row becomes the one the decision was made on if the
+    /// board has none yet.
+    pub fn decision(&mut self, decision: &Decision) {
+        let id = decision.entity.id.0;
+        if self.row_mut(id).is_none() {
+            self.upsert(&decision.entity, &decision.row);
+        }
+        let pacing = self.pacing(decision);
+        let before = self.row_mut(id).and_then(|row| {
+            decision.proposed.as_ref().and_then(|wanted| current(&row.settings, wanted))
+        });
+        let kept = self.decisions.push(before, decision.clone());
+        if let Some(row) = self.row_mut(id) {
+            row.decision = Some(kept);
+            row.pacing = pacing.or_else(|| row.pacing.take());
+        }
+    }
+
+    /// Takes over an action, or moves a known one to `state`.
+    pub fn action(&mut self, action: &Action, state: ActionState) {
+        self.actions.put(action, state, action.tick);
+        if let Some(before) = &action.before {
+            self.settle(&action.owner, before, false);
+        }
+    }
+
+    /// Takes over how an action ended; one that is no longer kept is left alone.
+    pub fn outcome(&mut self, action: Id, outcome: &Outcome, tick: Tick) {
+        if let Some((action, Some(now))) = self.actions.outcome(action, outcome, tick) {
+            self.settle(&action.owner, &now, true);
+        }
+    }
+
+    /// Takes over an entity's settings as its platform reports them.
+    pub fn observe(&mut self, entity: &EntityKey, actual: &Actual) {
+        if let Some(row) = self.ids.get(entity).copied().and_then(|id| self.row_mut(id)) {
+            let settings = &mut row.settings;
+            settings.bid_micros = actual.bid_micros.or(settings.bid_micros);
+            settings.budget_micros = actual.budget_micros.or(settings.budget_micros);
+            settings.status = actual.status.or(settings.status);
+        }
+    }
+
+    /// Sets the watermarks of an account that has its own.
+    pub fn watermarks(&mut self, account: EntityKey, watermarks: Watermarks) {
+        Arc::make_mut(&mut self.accounts).insert(account, watermarks);
+    }
+
+    /// Closes a tick: publishes everything told so far, unless the last publication is less than
+    /// [`BoardConfig::publish_every_ms`] ago.
+    pub fn publish(&mut self, tick: Tick, counters: Counters) {
+        let due = self
+            .published
+            .is_none_or(|last| tick.saturating_sub(last) >= self.config.publish_every_ms);
+        if due {
+            self.publish_now(tick, counters);
+        }
+    }
+
+    /// Closes a tick and publishes in any case; for the last tick and for tests.
+    pub fn publish_now(&mut self, tick: Tick, counters: Counters) {
+        self.published = Some(tick);
+        self.sequence += 1;
+        self.beat(tick, &counters);
+        if !self.added.is_empty() {
+            self.index = LazyIndex::extend(&self.index, std::mem::take(&mut self.added));
+        }
+        self.publisher.send_replace(Arc::new(Snapshot {
+            sequence: self.sequence,
+            tick,
+            counters,
+            setup: self.setup.clone(),
+            decisions: self.decisions.clone(),
+            actions: self.actions.feed.clone(),
+            pulse: self.pulse.clone(),
+            specs: self.specs.clone(),
+            accounts: self.accounts.clone(),
+            chunks: self.chunks.clone(),
+            index: self.index.clone(),
+            cache: AnswerCache::default(),
+        }));
+    }
+
+    fn beat(&mut self, tick: Tick, counters: &Counters) {
+        let due = self.pulse.back().is_none_or(|last| tick >= last.tick + PULSE_EVERY_MS);
+        if !due {
+            return;
+        }
+        if self.pulse.len() == PULSE_POINTS {
+            self.pulse.pop_front();
+        }
+        self.pulse.push_back(PulsePoint {
+            tick,
+            events_in: counters.events_in,
+            decisions: counters.decisions_total(),
+            actions: counters.actions_total(),
+            p99_ms: counters.latency_ms.map(|latency| latency.p99),
+        });
+    }
+
+    fn row_mut(&mut self, id: u32) -> Option<&mut Row> {
+        let id = id as usize;
+        let chunk = self.chunks.get_mut(id / CHUNK_ROWS)?;
+        // Look before making the chunk our own, so that a miss copies nothing.
+        chunk.get(id % CHUNK_ROWS)?.as_ref()?;
+        Arc::make_mut(chunk).get_mut(id % CHUNK_ROWS)?.as_mut()
+    }
+
+    fn upsert(&mut self, info: &Arc<EntityInfo>, features: &FeatureRow) {
+        let id = info.id.index();
+        while self.chunks.len() <= id / CHUNK_ROWS {
+            self.chunks.push(Arc::new(vec![None; CHUNK_ROWS]));
+        }
+        let day = self.day;
+        let slot = &mut Arc::make_mut(&mut self.chunks[id / CHUNK_ROWS])[id % CHUNK_ROWS];
+        let row = match slot {
+            Some(row) => {
+                row.features = *features;
+                row
+            }
+            None => {
+                self.added.push((info.key.clone(), info.id.0));
+                self.ids.insert(info.key.clone(), info.id.0);
+                slot.insert(Row {
+                    info: info.clone(),
+                    currency: (self.config.currency_of)(&info.key),
+                    features: *features,
+                    settings: Actual::default(),
+                    decision: None,
+                    pacing: None,
+                    spark: None,
+                })
+            }
+        };
+        if let (Some(pacing), Some(day)) = (&mut row.pacing, day) {
+            pacing.spent_micros = Some(features.windows[day].cost_micros);
+        }
+        if matches!(info.level, Level::Campaign | Level::Creative)
+            && !self.config.windows.is_empty()
+        {
+            let every_ms = self.config.spark_every_ms;
+            let spark = row
+                .spark
+                .get_or_insert_with(|| Arc::new(Spark { points: VecDeque::new(), every_ms }));
+            sample(spark, features);
+        }
+    }
+
+    /// A setting became known: `now` is true (or, when not `sure`, only fills a gap).
+    fn settle(&mut self, owner: &EntityKey, now: &Setting, sure: bool) {
+        if let Setting::Rotate { from, to } = now {
+            if sure {
+                let (from, to) = (from.clone(), to.clone());
+                self.settle(&from, &Setting::Status { status: Status::Paused }, true);
+                self.settle(&to, &Setting::Status { status: Status::Enabled }, true);
+            }
+            return;
+        }
+        let Some(row) = self.ids.get(owner).copied().and_then(|id| self.row_mut(id)) else {
+            return;
+        };
+        let settings = &mut row.settings;
+        match now {
+            Setting::Bid { bid_micros } if sure || settings.bid_micros.is_none() => {
+                settings.bid_micros = Some(*bid_micros);
+            }
+            Setting::Budget { budget_micros } if sure || settings.budget_micros.is_none() => {
+                settings.budget_micros = Some(*budget_micros);
+            }
+            Setting::Status { status } if sure || settings.status.is_none() => {
+                settings.status = Some(*status);
+            }
+            _ => {}
+        }
+    }
+
+    fn pacing(&self, decision: &Decision) -> Option<Pacing> {
+        let goal = self.config.goals.iter().find(|goal| goal.name == *decision.goal)?;
+        if decision.entity.level != Level::Campaign || goal.daily_budget_micros <= 0 {
+            return None;
+        }
+        let spent_micros = self.day.map(|day| decision.row.windows[day].cost_micros);
+        // The decision states (spent − planned) / budget: the plan follows from it.
+        let ahead = (decision.pacing_error * goal.daily_budget_micros as f64) as i64;
+        Some(Pacing {
+            goal: decision.goal.clone(),
+            spent_micros,
+            planned_micros: spent_micros.map(|spent| spent.saturating_sub(ahead)),
+            budget_micros: goal.daily_budget_micros,
+            error: decision.pacing_error,
+        })
+    }
+}
+
+/// The setting of the same kind as `wanted` that is true now, if known.
+fn current(settings: &Actual, wanted: &Setting) -> Option<Setting> {
+    match wanted {
+        Setting::Bid { .. } => settings.bid_micros.map(|bid_micros| Setting::Bid { bid_micros }),
+        Setting::Budget { .. } => {
+            settings.budget_micros.map(|budget_micros| Setting::Budget { budget_micros })
+        }
+        Setting::Status { .. } => settings.status.map(|status| Setting::Status { status }),
+        Setting::Rotate { .. } | Setting::Alert { .. } => None,
+    }
+}
+
+/// Adds a point when one is due. A full sparkline drops every second point and doubles its
+/// distance, so that it always shows the whole past up to a day.
+fn sample(spark: &mut Arc<Spark>, features: &FeatureRow) {
+    let due = spark.points.back().is_none_or(|last| features.tick >= last.tick + spark.every_ms);
+    if !due {
+        return;
+    }
+    let spark = Arc::make_mut(spark);
+    if spark.points.len() == SPARK_POINTS {
+        if spark.every_ms < SPARK_EVERY_MS_MAX {
+            spark.every_ms *= 2;
+            let mut keep = false;
+            spark.points.retain(|_| {
+                keep = !keep;
+                keep
+            });
+        } else {
+            spark.points.pop_front();
+        }
+    }
+    let shortest = &features.windows[0];
+    spark.points.push_back(SparkPoint {
+        tick: features.tick,
+        ctr: shortest.ctr().map(|ctr| ctr as f32),
+        cost_micros: shortest.cost_micros,
+    });
+}
