@@ -5,5 +5,7 @@
 //! It decides nothing and computes no feature; it records, executes and shows what
 //! `omnify_operators` and `omnify_decision` produced.
 
+pub mod action;
+pub mod history;
 pub mod serve;
 pub mod telemetry;
