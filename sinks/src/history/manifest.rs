@@ -1,0 +1,120 @@
+//! `manifest.json`: the parts that make up the history.
+//!
+//! The manifest is the authority: it is replaced as a whole (temporary name, fsync, rename), always
+//! describes a complete prefix of the run (every row of every table up to [`Manifest::last_tick`]),
+//! and a part that it lists never changes. Its `seal` is the BLAKE3 hash of everything else in it.
+
+use std::fs;
+use std::path::Path;
+
+use omnify_operators::model::Tick;
+use serde::{Deserialize, Serialize};
+
+use super::{HistoryError, SCHEMA_VERSION, Table};
+
+/// Its name in the root.
+pub(crate) const MANIFEST_FILE: &str = "manifest.json";
+
+/// One immutable file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Path relative to the root, `/` between segments.
+    pub file: String,
+    /// The table.
+    pub table: Table,
+    /// The tenant, `None` where the partition says `_`.
+    pub tenant: Option<String>,
+    /// Value of the date partition.
+    pub date: String,
+    /// Lowest tick in it.
+    pub first_tick: Tick,
+    /// Highest tick in it.
+    pub last_tick: Tick,
+    /// Entity of its first row, where rows have one.
+    pub first_entity: Option<String>,
+    /// Number of rows.
+    pub rows: u64,
+    /// Size of the file.
+    pub bytes: u64,
+    /// BLAKE3 of the file, in hex.
+    pub blake3: String,
+}
+
+/// The list of parts with what holds for all of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of the columns.
+    pub schema_version: u32,
+    /// Last closed tick whose rows are all in the parts; `None` before the first.
+    pub last_tick: Option<Tick>,
+    /// Digest over all decisions up to it, in hex.
+    pub digest: String,
+    /// BLAKE3 of `run.json`, in hex.
+    pub run_blake3: String,
+    /// BLAKE3 of `config.toml`, in hex.
+    pub config_blake3: String,
+    /// The parts in the order in which they were written: ascending in tick within a partition.
+    pub parts: Vec<Part>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Sealed {
+    seal: String,
+    #[serde(flatten)]
+    manifest: Manifest,
+}
+
+impl Manifest {
+    /// Its bytes: one line for each part.
+    fn lines(&self) -> Result<String, serde_json::Error> {
+        let mut text = format!(
+            "\"schema_version\": {},\n\"last_tick\": {},\n\"digest\": {},\n\"run_blake3\": {},\n\"config_blake3\": {},\n\"parts\": [",
+            self.schema_version,
+            serde_json::to_string(&self.last_tick)?,
+            serde_json::to_string(&self.digest)?,
+            serde_json::to_string(&self.run_blake3)?,
+            serde_json::to_string(&self.config_blake3)?,
+        );
+        for (at, part) in self.parts.iter().enumerate() {
+            text.push_str(if at == 0 { "\n" } else { ",\n" });
+            text.push_str(&serde_json::to_string(part)?);
+        }
+        text.push_str("\n]");
+        Ok(text)
+    }
+
+    /// The whole file.
+    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
+        let lines = self.lines()?;
+        let seal = blake3::hash(lines.as_bytes()).to_hex();
+        Ok(format!("{{\n\"seal\": \"{seal}\",\n{lines}\n}}\n").into_bytes())
+    }
+
+    /// Reads the manifest of `root` and checks its seal; `None` when there is none.
+    pub(crate) fn load(root: &Path) -> Result<Option<Manifest>, HistoryError> {
+        let path = root.join(MANIFEST_FILE);
+        let bad = |what: String| HistoryError::Description { path: path.clone(), what };
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(HistoryError::io("read", &path)(e)),
+        };
+        let sealed: Sealed = serde_json::from_slice(&bytes)
+            .map_err(|e| bad(format!("is damaged: {e}; restore it from a copy")))?;
+        let manifest = sealed.manifest;
+        let lines = manifest.lines().map_err(|e| bad(format!("is damaged: {e}")))?;
+        if blake3::hash(lines.as_bytes()).to_hex().as_str() != sealed.seal {
+            return Err(bad(
+                "was changed after it was written (its seal is broken); restore it from a copy"
+                    .to_owned(),
+            ));
+        }
+        if manifest.schema_version != SCHEMA_VERSION {
+            return Err(bad(format!(
+                "has schema version {}; this program reads version {SCHEMA_VERSION}: use the version that wrote it",
+                manifest.schema_version
+            )));
+        }
+        Ok(Some(manifest))
+    }
+}

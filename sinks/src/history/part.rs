@@ -1,0 +1,202 @@
+//! Writes one part: a temporary file, hashed on the way, fsynced, to be renamed by the commit.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
+
+use super::writer::WriterOptions;
+use super::{HistoryError, SCHEMA_VERSION, Table};
+
+/// Rows handed to the encoder at once.
+pub(crate) const BATCH_ROWS: usize = 16 * 1024;
+
+/// A file being written.
+pub(crate) trait Output: Write + Send {
+    /// Makes what was written durable.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+impl Output for File {
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_all()
+    }
+}
+
+/// Where parts are created; a test puts a full disk here.
+pub(crate) trait Disk: Send {
+    /// Creates or truncates `path`.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn Output>>;
+}
+
+/// The file system.
+pub(crate) struct FileSystem;
+
+impl Disk for FileSystem {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn Output>> {
+        Ok(Box::new(File::create(path)?))
+    }
+}
+
+/// Counts and hashes everything that passes.
+struct Hashing {
+    output: Box<dyn Output>,
+    hasher: blake3::Hasher,
+    bytes: u64,
+}
+
+impl Write for Hashing {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let count = self.output.write(data)?;
+        self.hasher.update(&data[..count]);
+        self.bytes += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
+}
+
+/// Size and hash of a finished file.
+pub(crate) struct Written {
+    pub(crate) bytes: u64,
+    pub(crate) blake3: String,
+}
+
+/// The encoder of one part.
+pub(crate) struct PartWriter<'a> {
+    path: &'a Path,
+    inner: ArrowWriter<Hashing>,
+}
+
+impl<'a> PartWriter<'a> {
+    /// Starts the file at `path`, whose folder exists.
+    pub(crate) fn create(
+        disk: &dyn Disk,
+        path: &'a Path,
+        table: Table,
+        schema: SchemaRef,
+        options: &WriterOptions,
+    ) -> Result<PartWriter<'a>, HistoryError> {
+        let output = disk.create(path).map_err(HistoryError::io("create", path))?;
+        let output = Hashing { output, hasher: blake3::Hasher::new(), bytes: 0 };
+        let settings = ArrowWriterOptions::new()
+            .with_properties(properties(table, options))
+            .with_skip_arrow_metadata(true);
+        let inner = ArrowWriter::try_new_with_options(output, schema, settings)
+            .map_err(|e| HistoryError::parquet("write", path, e))?;
+        Ok(PartWriter { path, inner })
+    }
+
+    /// Adds rows.
+    pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<(), HistoryError> {
+        self.inner.write(batch).map_err(|e| HistoryError::parquet("write", self.path, e))
+    }
+
+    /// Writes the footer and makes the file durable.
+    pub(crate) fn finish(self) -> Result<Written, HistoryError> {
+        let mut output =
+            self.inner.into_inner().map_err(|e| HistoryError::parquet("write", self.path, e))?;
+        output
+            .flush()
+            .and_then(|()| output.output.sync())
+            .map_err(HistoryError::io("write", self.path))?;
+        Ok(Written { bytes: output.bytes, blake3: output.hasher.finalize().to_hex().to_string() })
+    }
+}
+
+/// Columns whose values hardly repeat: a dictionary would be built only to be thrown away.
+const UNIQUE: [&str; 5] = ["check", "user", "event_id", "bytes", "detail"];
+/// Columns that rise slowly.
+const RISING: [&str; 8] =
+    ["tick", "seq", "event_time", "window_end", "window_start", "row_tick", "expires", "row"];
+
+fn properties(table: Table, options: &WriterOptions) -> WriterProperties {
+    let level = ZstdLevel::try_new(options.zstd_level).unwrap_or_default();
+    let metadata = [
+        ("omnify.table", table.name().to_owned()),
+        ("omnify.schema_version", SCHEMA_VERSION.to_string()),
+    ];
+    let mut builder = WriterProperties::builder()
+        .set_created_by("omnify".to_owned())
+        .set_compression(Compression::ZSTD(level))
+        .set_statistics_enabled(EnabledStatistics::Page)
+        .set_max_row_group_row_count(Some(options.row_group_rows.max(1)))
+        .set_data_page_row_count_limit(BATCH_ROWS)
+        .set_write_batch_size(4 * 1024)
+        .set_key_value_metadata(Some(
+            metadata.into_iter().map(|(key, value)| KeyValue::new(key.to_owned(), value)).collect(),
+        ));
+    for name in UNIQUE {
+        builder = builder.set_column_dictionary_enabled(ColumnPath::from(name), false);
+    }
+    for name in RISING {
+        builder = builder
+            .set_column_dictionary_enabled(ColumnPath::from(name), false)
+            .set_column_encoding(ColumnPath::from(name), Encoding::DELTA_BINARY_PACKED);
+    }
+    // A hash neither compresses nor prunes.
+    let check = ColumnPath::from("check");
+    builder
+        .set_column_compression(check.clone(), Compression::UNCOMPRESSED)
+        .set_column_statistics_enabled(check, EnabledStatistics::None)
+        .build()
+}
+
+/// Makes the entries of `folder` durable.
+pub(crate) fn sync_folder(folder: &Path) -> Result<(), HistoryError> {
+    File::open(folder)
+        .and_then(|file| file.sync_all())
+        .map_err(HistoryError::io("make durable", folder))
+}
+
+/// Replaces `path` as a whole: a reader sees the old or the new content, never a mixture.
+pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), HistoryError> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    let temporary = path.with_file_name(name);
+    let written = File::create(&temporary)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // Best effort: the next opening cleans up what this leaves.
+        let _ = fs::remove_file(&temporary);
+    }
+    written.map_err(HistoryError::io("write", path))?;
+    path.parent().map_or(Ok(()), sync_folder)
+}
+
+/// Numbers in the order in which their keys were first asked for.
+#[derive(Default)]
+pub(crate) struct Interner {
+    ids: HashMap<Arc<str>, u32>,
+    names: Vec<Arc<str>>,
+}
+
+impl Interner {
+    pub(crate) fn intern(&mut self, name: &str) -> u32 {
+        if let Some(id) = self.ids.get(name) {
+            return *id;
+        }
+        let id = self.names.len() as u32;
+        let name: Arc<str> = name.into();
+        self.ids.insert(name.clone(), id);
+        self.names.push(name);
+        id
+    }
+
+    pub(crate) fn names(&self) -> &[Arc<str>] {
+        &self.names
+    }
+}
