@@ -12,4 +12,16 @@
 //! map on a path that reaches an output. Time is an argument everywhere ([`model::Tick`]).
 //! Sums are integers; ratios are formed at the edge ([`model::FeatureRow`]).
 
+pub mod anomaly;
+pub mod estimate;
+pub mod fatigue;
+pub mod frame;
+pub mod graph;
+pub mod intake;
+pub mod invariant;
 pub mod model;
+mod reach;
+pub mod reference;
+mod restate;
+mod rolling;
+pub mod spec;

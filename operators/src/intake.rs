@@ -1,0 +1,354 @@
+//! The first stage of the graph: what counts, what waits, what is refused.
+//!
+//! Every event that reaches the graph ends in exactly one of three places (invariant 1): it is
+//! *featured* (handed on to the windows, at once or when its time comes), *held* (its time has not
+//! come, or its creative has not been seen yet), or *refused* with a reason. Refused events become
+//! dead letters.
+//!
+//! The outcome of a tick does not depend on the order in which its events arrive.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{EntityId, Event, EventKind, EventTime, NO_ID, Tick, tick_of_us, us_of_tick};
+use crate::spec::IntakeSpec;
+
+/// Why an event is refused by the graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// An event of this creative with this id was accepted before.
+    Duplicate,
+    /// A click or conversion whose creative never delivered within the grace.
+    UnknownEntity,
+    /// Further ahead of the engine's time than the skew allows.
+    Future,
+    /// Older than the widest window: it can change no feature any more.
+    TooLate,
+    /// It would have to wait, and too many are waiting.
+    HeldFull,
+}
+
+impl Refusal {
+    /// The reason code of dead letters.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Refusal::Duplicate => "duplicate",
+            Refusal::UnknownEntity => "unknown_entity",
+            Refusal::Future => "future",
+            Refusal::TooLate => "too_late",
+            Refusal::HeldFull => "held_full",
+        }
+    }
+}
+
+/// Events that may wait on one worker. A million is 80 MB and far above any honest skew.
+const HELD_MAX: usize = 1_000_000;
+
+/// State of intake on one worker.
+pub(crate) struct Intake {
+    spec: IntakeSpec,
+    widest_us: i64,
+    /// Creatives that have delivered, by entity id.
+    known: Vec<bool>,
+    /// Accepted events of the near future, by the tick that releases them.
+    future: BTreeMap<Tick, Vec<Event>>,
+    /// Clicks and conversions of creatives not seen yet, each with the tick that refuses it.
+    waiting: HashMap<EntityId, Vec<(Tick, Event)>>,
+    deadlines: BTreeMap<Tick, Vec<EntityId>>,
+    held: usize,
+    seen: Seen,
+}
+
+/// What became of one tick's events.
+#[derive(Debug, Default)]
+pub(crate) struct Admitted {
+    pub(crate) batches: Vec<Vec<Event>>,
+    /// Ascending.
+    pub(crate) refused: Vec<(Event, Refusal)>,
+    pub(crate) featured: u64,
+    /// Events waiting after this tick.
+    pub(crate) held: u64,
+}
+
+/// The two newest generations of event ids: an id is remembered for one to two horizons.
+#[derive(Default)]
+struct Seen {
+    generation: i64,
+    newer: IdSet,
+    older: IdSet,
+}
+
+type IdSet = HashSet<(EntityId, u64), BuildHasherDefault<IdHasher>>;
+
+impl Seen {
+    fn rotate(&mut self, generation: i64) {
+        if generation > self.generation {
+            let older = std::mem::take(&mut self.newer);
+            self.older = if generation == self.generation + 1 { older } else { IdSet::default() };
+            self.generation = generation;
+        }
+    }
+
+    /// True when the id is new.
+    fn insert(&mut self, event: &Event) -> bool {
+        let id = (event.creative, event.id);
+        !self.older.contains(&id) && self.newer.insert(id)
+    }
+}
+
+/// Event ids are good hashes already; the creative is mixed in with one multiplication.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u32(&mut self, value: u32) {
+        self.write_u64(u64::from(value));
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0.rotate_left(32) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+impl Intake {
+    pub(crate) fn new(spec: IntakeSpec, widest_us: i64) -> Intake {
+        Intake {
+            spec,
+            widest_us,
+            known: Vec::new(),
+            future: BTreeMap::new(),
+            waiting: HashMap::new(),
+            deadlines: BTreeMap::new(),
+            held: 0,
+            seen: Seen::default(),
+        }
+    }
+
+    /// Admits the events of `tick`. `last` refuses what still waits for its creative, as nothing
+    /// can come any more; events whose time has not come stay held.
+    pub(crate) fn admit(
+        &mut self,
+        tick: Tick,
+        mut batches: Vec<Vec<Event>>,
+        last: bool,
+    ) -> Admitted {
+        let now = us_of_tick(tick);
+        let mut out = Admitted::default();
+        // Events held for the future passed every check but one when they came.
+        let mut due = Vec::new();
+        while let Some(entry) = self.future.first_entry().filter(|entry| *entry.key() <= tick) {
+            due.append(&mut entry.remove());
+        }
+        self.held -= due.len();
+
+        let mut released = Vec::new();
+        let mut with_ids = false;
+        for event in batches.iter().flatten().chain(&due) {
+            with_ids |= event.id != NO_ID;
+            if event.time <= now && !needs_entity(event) {
+                self.know(event.creative, &mut released);
+            }
+        }
+        if with_ids {
+            // Which of two events with one id counts must not depend on arrival.
+            let mut all = batches.concat();
+            all.sort_unstable();
+            batches = vec![all];
+            self.seen.rotate(now.div_euclid(self.spec.dedup_horizon_us.max(1)));
+        }
+        for batch in &mut batches {
+            batch.retain(|event| self.judge(event, tick, now, &mut out.refused));
+        }
+        due.retain(|event| self.has_entity_or_waits(event, tick, &mut out.refused));
+        batches.push(due);
+        batches.push(released);
+        self.refuse_overdue(if last { Tick::MAX } else { tick }, &mut out.refused);
+
+        batches.retain(|batch| !batch.is_empty());
+        out.featured = batches.iter().map(|batch| batch.len() as u64).sum();
+        out.batches = batches;
+        out.held = self.held as u64;
+        out.refused.sort_unstable();
+        out
+    }
+
+    /// Marks a creative as delivering and releases what waited for it.
+    #[inline]
+    fn know(&mut self, creative: EntityId, released: &mut Vec<Event>) {
+        match self.known.get_mut(creative.index()) {
+            Some(true) => return,
+            Some(known) => *known = true,
+            None => {
+                self.known.resize(creative.index() + 1, false);
+                self.known[creative.index()] = true;
+            }
+        }
+        if let Some(waiting) = self.waiting.remove(&creative) {
+            self.held -= waiting.len();
+            released.extend(waiting.into_iter().map(|(_, event)| event));
+        }
+    }
+
+    /// True when the event is featured now; otherwise it has been held or refused.
+    #[inline]
+    fn judge(
+        &mut self,
+        event: &Event,
+        tick: Tick,
+        now: EventTime,
+        refused: &mut Vec<(Event, Refusal)>,
+    ) -> bool {
+        let refusal = if event.time > now.saturating_add(self.spec.future_skew_us) {
+            Refusal::Future
+        } else if event.time < now.saturating_sub(self.widest_us) {
+            Refusal::TooLate
+        } else if event.id != NO_ID && !self.seen.insert(event) {
+            Refusal::Duplicate
+        } else if event.time <= now {
+            return self.has_entity_or_waits(event, tick, refused);
+        } else if self.held >= HELD_MAX {
+            Refusal::HeldFull
+        } else {
+            self.held += 1;
+            self.future.entry(tick_of_us(event.time)).or_default().push(*event);
+            return false;
+        };
+        refused.push((*event, refusal));
+        false
+    }
+
+    #[inline]
+    fn has_entity_or_waits(
+        &mut self,
+        event: &Event,
+        tick: Tick,
+        refused: &mut Vec<(Event, Refusal)>,
+    ) -> bool {
+        let creative = event.creative;
+        if !needs_entity(event) || self.known.get(creative.index()) == Some(&true) {
+            return true;
+        }
+        if self.held >= HELD_MAX {
+            refused.push((*event, Refusal::HeldFull));
+            return false;
+        }
+        let deadline = tick.saturating_add(tick_of_us(self.spec.entity_grace_us));
+        self.held += 1;
+        self.waiting.entry(creative).or_default().push((deadline, *event));
+        self.deadlines.entry(deadline).or_default().push(creative);
+        false
+    }
+
+    fn refuse_overdue(&mut self, until: Tick, refused: &mut Vec<(Event, Refusal)>) {
+        while let Some(entry) = self.deadlines.first_entry().filter(|entry| *entry.key() <= until) {
+            for creative in entry.remove() {
+                let Some(waiting) = self.waiting.get_mut(&creative) else { continue };
+                let before = refused.len();
+                waiting.retain(|(deadline, event)| {
+                    let overdue = *deadline <= until;
+                    if overdue {
+                        refused.push((*event, Refusal::UnknownEntity));
+                    }
+                    !overdue
+                });
+                self.held -= refused.len() - before;
+                if waiting.is_empty() {
+                    self.waiting.remove(&creative);
+                }
+            }
+        }
+    }
+}
+
+/// Clicks and conversions belong to a creative that must have delivered.
+fn needs_entity(event: &Event) -> bool {
+    matches!(event.kind, EventKind::Click | EventKind::Conversion)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{NO_USER, Stats};
+
+    fn event(creative: u32, kind: EventKind, time_s: i64, id: u64) -> Event {
+        Event {
+            time: time_s * 1_000_000,
+            creative: EntityId(creative),
+            kind,
+            delta: Stats { impressions: 1, ..Stats::ZERO },
+            user: NO_USER,
+            id,
+        }
+    }
+
+    fn intake() -> Intake {
+        Intake::new(IntakeSpec::default(), 28 * crate::model::DAY_US)
+    }
+
+    fn reasons(admitted: &Admitted) -> Vec<Refusal> {
+        admitted.refused.iter().map(|(_, refusal)| *refusal).collect()
+    }
+
+    #[test]
+    fn duplicates_are_refused_within_and_across_ticks() {
+        let mut intake = intake();
+        let seen = event(1, EventKind::Impression, 10, 77);
+        let other_creative = event(2, EventKind::Impression, 10, 77);
+        let first = intake.admit(20_000, vec![vec![seen, seen, other_creative]], false);
+        assert_eq!((first.featured, reasons(&first)), (2, vec![Refusal::Duplicate]));
+        let again = intake.admit(21_000, vec![vec![seen]], false);
+        assert_eq!((again.featured, reasons(&again)), (0, vec![Refusal::Duplicate]));
+        // Two horizons later the id is forgotten.
+        let later = 2 * 86_400 + 100;
+        let reused = event(1, EventKind::Impression, later, 77);
+        assert_eq!(intake.admit(later as u64 * 1_000, vec![vec![reused]], false).featured, 1);
+    }
+
+    #[test]
+    fn a_click_waits_for_its_creative_and_is_refused_when_none_comes() {
+        let mut intake = intake();
+        let click = event(3, EventKind::Click, 10, 0);
+        let lost = event(4, EventKind::Click, 10, 0);
+        let waiting = intake.admit(10_000, vec![vec![click, lost]], false);
+        assert_eq!((waiting.featured, waiting.held), (0, 2));
+        let shown = event(3, EventKind::Impression, 12, 0);
+        let released = intake.admit(12_000, vec![vec![shown]], false);
+        assert_eq!((released.featured, released.held), (2, 1));
+        let overdue = intake.admit(10_000 + 600_000, vec![], false);
+        assert_eq!((overdue.held, reasons(&overdue)), (0, vec![Refusal::UnknownEntity]));
+    }
+
+    #[test]
+    fn the_near_future_waits_and_the_far_future_and_past_are_refused() {
+        let mut intake = intake();
+        let now = 40 * 86_400;
+        let batch = vec![
+            event(1, EventKind::Impression, now + 60, 0),
+            event(1, EventKind::Impression, now + 3_600, 0),
+            event(1, EventKind::Impression, now - 29 * 86_400, 0),
+        ];
+        let first = intake.admit(now as u64 * 1_000, vec![batch], false);
+        assert_eq!((first.featured, first.held), (0, 1));
+        assert_eq!(reasons(&first), vec![Refusal::TooLate, Refusal::Future]);
+        let due = intake.admit((now as u64 + 60) * 1_000, vec![], true);
+        assert_eq!((due.featured, due.held), (1, 0));
+    }
+
+    #[test]
+    fn the_last_tick_refuses_what_still_waits_for_its_creative() {
+        let mut intake = intake();
+        let out = intake.admit(10_000, vec![vec![event(3, EventKind::Conversion, 5, 0)]], true);
+        assert_eq!((out.held, reasons(&out)), (0, vec![Refusal::UnknownEntity]));
+    }
+}

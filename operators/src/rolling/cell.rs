@@ -1,0 +1,231 @@
+//! The state of one entity: its open base pane, its windows, and what is derived from them.
+
+use crate::anomaly::AnomalyWatch;
+use crate::estimate::Prior;
+use crate::fatigue::FatigueTracker;
+use crate::model::{
+    EntityId, EntityInfo, EventTime, Level, MAX_WINDOWS, PaneRow, Reach, Stats, Tick,
+};
+use crate::reach::ReachState;
+use crate::rolling::calendar::Panes;
+use crate::rolling::pane_log::PaneLog;
+
+/// One window: `sum` = `last` + everything in `log`.
+#[derive(Clone, Debug, Default)]
+pub(super) struct WindowState {
+    sum: Stats,
+    /// The newest pane, still open to the base panes folded into it; `Stats::ZERO` for none.
+    last_pane: i64,
+    last: Stats,
+    log: PaneLog,
+    /// Rows are closed for pane ends up to the start of this pane.
+    closed: i64,
+}
+
+impl WindowState {
+    /// Adds a change to pane `pane`, which may be older than the newest.
+    fn add(&mut self, pane: i64, stats: &Stats) {
+        self.sum += *stats;
+        if pane == self.last_pane {
+            self.last += *stats;
+        } else if pane > self.last_pane {
+            if !self.last.is_empty() {
+                self.log.push(self.last_pane, &self.last);
+            }
+            (self.last_pane, self.last) = (pane, *stats);
+        } else {
+            self.log.amend(pane, stats);
+        }
+    }
+
+    /// Drops every pane up to and including `pane`.
+    fn expire(&mut self, pane: i64) {
+        while let Some((_, stats)) = self.log.pop_until(pane) {
+            self.sum -= stats;
+        }
+        if self.last_pane <= pane && !self.last.is_empty() {
+            self.sum -= self.last;
+            self.last = Stats::ZERO;
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.last.is_empty() && self.log.is_empty()
+    }
+}
+
+/// Priors of CTR and CVR, learned from a campaign's creatives at most once per base pane. The ones
+/// before are kept for rows that are closed after the change but belong before it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Priors {
+    pub(super) since: Tick,
+    pub(super) now: (Prior, Prior),
+    pub(super) before: Option<(Prior, Prior)>,
+}
+
+/// The state of one entity.
+#[derive(Debug)]
+pub(super) struct Cell {
+    pub(super) entity: EntityId,
+    pub(super) parent: EntityId,
+    pub(super) campaign: EntityId,
+    pub(super) level: Level,
+    pub(super) order: u64,
+    pub(super) calendar: u16,
+    /// In the sweep list.
+    pub(super) active: bool,
+    /// Rows are closed for pane ends up to the start of this base pane.
+    pub(super) closed: i64,
+    open_pane: i64,
+    open: Stats,
+    /// Empty when the level of the entity is not kept.
+    pub(super) windows: Box<[WindowState]>,
+    pub(super) evaluated: Option<Tick>,
+    pub(super) due: Tick,
+    reach: Option<Box<ReachState>>,
+    pub(super) fatigue: FatigueTracker,
+    pub(super) anomaly: Option<Box<AnomalyWatch>>,
+    /// Creatives of a campaign, in stable order.
+    pub(super) children: Vec<u32>,
+    /// What a campaign lends its creatives.
+    pub(super) priors: Option<Priors>,
+}
+
+impl Cell {
+    pub(super) fn new(info: &EntityInfo, calendar: u16, windows: usize) -> Cell {
+        let parent = info.level.parent().map_or(info.id, |level| info.ancestors[level as usize]);
+        Cell {
+            entity: info.id,
+            parent,
+            campaign: info.ancestors[Level::Campaign as usize],
+            level: info.level,
+            order: info.order,
+            calendar,
+            active: false,
+            closed: i64::MIN,
+            open_pane: i64::MIN,
+            open: Stats::ZERO,
+            windows: vec![WindowState::default(); windows].into(),
+            evaluated: None,
+            due: Tick::MAX,
+            reach: None,
+            fatigue: FatigueTracker::default(),
+            anomaly: (info.level <= Level::Campaign).then(Box::default),
+            children: Vec::new(),
+            priors: None,
+        }
+    }
+
+    /// Adds a change of base pane `pane`, whose earlier pane ends are closed (`pane <= closed`).
+    #[inline]
+    pub(super) fn add(&mut self, pane: i64, stats: &Stats, panes: &mut [Panes], base_us: i64) {
+        if pane == self.open_pane && pane == self.closed {
+            self.open += *stats;
+        } else if pane == self.closed {
+            self.fold(panes, base_us);
+            (self.open_pane, self.open) = (pane, *stats);
+        } else {
+            let time = pane * base_us;
+            for (window, panes) in self.windows.iter_mut().zip(panes) {
+                // The next row to close reaches back this far; older panes are in no window.
+                if panes.of(time) > window.closed - panes.count() {
+                    window.add(panes.of(time), stats);
+                }
+            }
+        }
+    }
+
+    /// Moves the open base pane into the windows.
+    fn fold(&mut self, panes: &mut [Panes], base_us: i64) {
+        if !self.open.is_empty() {
+            let time = self.open_pane * base_us;
+            for (window, panes) in self.windows.iter_mut().zip(panes) {
+                window.add(panes.of(time), &self.open);
+            }
+            self.open = Stats::ZERO;
+        }
+    }
+
+    /// Declares every pane end up to the start of base pane `self.closed` closed without rows.
+    pub(super) fn skip_closed(&mut self, panes: &mut [Panes], base_us: i64) {
+        let until = self.closed * base_us;
+        for (window, panes) in self.windows.iter_mut().zip(panes) {
+            window.closed = window.closed.max(panes.of(until));
+        }
+    }
+
+    /// Closes rows for every pane end up to the start of base pane `until`; returns how many, and
+    /// whether a window of slow panes was among them. The caller fills in the tick.
+    pub(super) fn close(
+        &mut self,
+        until: i64,
+        panes: &mut [Panes],
+        base_us: i64,
+        mut emit: impl FnMut(PaneRow),
+        is_slow: impl Fn(usize) -> bool,
+    ) -> (u64, bool) {
+        let until_us = until * base_us;
+        // The open pane is `closed` or older, so it ends at or before `until`.
+        self.fold(panes, base_us);
+        let (mut count, mut slow) = (0, false);
+        for (at, (window, panes)) in self.windows.iter_mut().zip(panes).enumerate() {
+            let last = panes.of(until_us);
+            let width = panes.count();
+            while window.closed < last {
+                window.closed += 1;
+                window.expire(window.closed - width - 1);
+                if window.is_empty() {
+                    window.closed = last;
+                } else if !window.sum.is_empty() {
+                    count += 1;
+                    slow |= is_slow(at);
+                    emit(PaneRow {
+                        entity: self.entity,
+                        window: at as u8,
+                        window_end: panes.start(window.closed),
+                        sums: window.sum,
+                        tick: 0,
+                    });
+                }
+            }
+        }
+        self.closed = until;
+        (count, slow)
+    }
+
+    /// Sums of every window as of `now`.
+    pub(super) fn read(&mut self, now: EventTime, panes: &mut [Panes]) -> [Stats; MAX_WINDOWS] {
+        let mut sums = [Stats::ZERO; MAX_WINDOWS];
+        for ((window, panes), sum) in self.windows.iter_mut().zip(panes).zip(&mut sums) {
+            window.expire(panes.of(now) - panes.count());
+            // The open base pane began at the newest closed pane end: it is in every window.
+            *sum = window.sum + self.open;
+        }
+        sums
+    }
+
+    /// Sums of one window as of `now`.
+    pub(super) fn sums(&mut self, at: usize, now: EventTime, panes: &mut [Panes]) -> Stats {
+        self.windows.get_mut(at).map_or(Stats::ZERO, |window| {
+            window.expire(panes[at].of(now) - panes[at].count());
+            window.sum + self.open
+        })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.is_empty() && self.windows.iter().all(WindowState::is_empty)
+    }
+
+    pub(super) fn reach(&mut self) -> &mut ReachState {
+        self.reach.get_or_insert_with(|| Box::new(ReachState::new()))
+    }
+
+    pub(super) fn reach_over(&mut self, today: i64, days: i64) -> Reach {
+        self.reach.as_mut().map(|reach| reach.over(today, days)).unwrap_or_default()
+    }
+
+    pub(super) fn heap_bytes(&self) -> usize {
+        let logs: usize = self.windows.iter().map(|window| window.log.heap_bytes()).sum();
+        logs + self.windows.len() * size_of::<WindowState>()
+    }
+}

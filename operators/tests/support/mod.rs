@@ -1,0 +1,116 @@
+//! Runs the graph over a list of events and gathers everything it puts out.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use omnify_operators::frame;
+use omnify_operators::graph::{self, Part};
+use omnify_operators::model::{
+    EntityKey, Event, FeatureRow, Frame, Registry, RegistryView, ReportRow, Stats, Tick,
+};
+use omnify_operators::spec::FeatureSpec;
+
+/// One closed row, by key: (window, window end, entity) to (sums, tick).
+pub type PaneRows = BTreeMap<(u8, i64, EntityKey), (Stats, Tick)>;
+
+/// Everything a run put out, keyed so that runs can be compared.
+#[derive(Debug, Default, PartialEq)]
+pub struct Output {
+    pub panes: PaneRows,
+    /// Whole feature rows of slow windows, ids blanked, formatted.
+    pub features: BTreeMap<(u8, i64, EntityKey), String>,
+    /// Evaluated rows by tick, in frame order.
+    pub frames: Vec<(Tick, Vec<(EntityKey, FeatureRow)>)>,
+    pub featured: u64,
+    pub refused: u64,
+    pub held: u64,
+    pub changes: Vec<(Tick, Event)>,
+}
+
+/// What enters at one tick.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    pub events: Vec<Event>,
+    pub reports: Vec<ReportRow>,
+}
+
+/// Runs the graph on `workers` workers; the inputs of a tick are dealt out among them.
+pub fn run(
+    spec: &FeatureSpec,
+    registry: &Arc<Registry>,
+    inputs: &BTreeMap<Tick, Inputs>,
+    workers: usize,
+) -> Output {
+    let parts: Arc<Mutex<BTreeMap<Tick, Vec<Part>>>> = Arc::default();
+    let (spec, inputs) = (Arc::new(spec.clone()), Arc::new(inputs.clone()));
+    let (parts_in, view) = (parts.clone(), RegistryView::new(registry.clone()));
+    let guards = timely::execute(timely::Config::process(workers), {
+        let view = view.clone();
+        move |worker| {
+            let (index, peers) = (worker.index(), worker.peers());
+            let mut graph = worker.dataflow(|scope| graph::build(scope, &spec, &view));
+            let last = *inputs.keys().next_back().unwrap();
+            for (tick, input) in inputs.iter() {
+                graph.advance_to(*tick);
+                if index == 0 {
+                    graph.ticks.send(*tick == last);
+                }
+                let mine = |at: usize| at % peers == index;
+                for (at, event) in input.events.iter().enumerate() {
+                    if mine(at) {
+                        graph.events.send(*event);
+                    }
+                }
+                for (at, row) in input.reports.iter().enumerate() {
+                    if mine(at) {
+                        graph.reports.send(*row);
+                    }
+                }
+                graph.advance_to(*tick + 1);
+                worker.step();
+            }
+            worker.step_while(|| graph.probe.less_than(&(last + 1)));
+            while let Some(part) = graph.outbox.pop(|_| true) {
+                parts_in.lock().unwrap().entry(part.tick).or_default().push(part);
+            }
+        }
+    })
+    .unwrap();
+    for result in guards.join() {
+        result.unwrap();
+    }
+    let mut view = view;
+    let mut out = Output::default();
+    let parts = std::mem::take(&mut *parts.lock().unwrap());
+    for (tick, mut parts) in parts {
+        let Frame { rows, .. } = frame::assemble(&mut parts, &mut view);
+        let blank =
+            |row: FeatureRow| FeatureRow { entity: omnify_operators::model::EntityId(0), ..row };
+        out.frames
+            .push((tick, rows.into_iter().map(|(i, row)| (i.key.clone(), blank(row))).collect()));
+        out.held = 0;
+        for part in parts {
+            out.featured += part.featured;
+            out.refused += part.refused.len() as u64;
+            out.held += part.held;
+            out.changes.extend(part.events.iter().flatten().map(|event| (tick, *event)));
+            for batch in part.panes {
+                for (at, row) in &batch.features {
+                    let pane = &batch.rows[*at as usize];
+                    let key = view.info(row.entity).key.clone();
+                    assert_eq!((pane.entity, pane.tick), (row.entity, row.tick));
+                    let text = format!("{:?}", blank(*row));
+                    out.features.insert((pane.window, pane.window_end, key), text);
+                }
+                for row in batch.rows {
+                    let key = view.info(row.entity).key.clone();
+                    let twice =
+                        out.panes.insert((row.window, row.window_end, key), (row.sums, row.tick));
+                    assert!(twice.is_none(), "row closed twice: {row:?}");
+                }
+            }
+        }
+    }
+    out.changes.sort_unstable();
+    out
+}
