@@ -21,6 +21,8 @@ mod fit;
 mod hierarchy;
 mod rates;
 mod report;
+#[cfg(test)]
+mod tests;
 
 use omnify_operators::model::{EntityKey, EventTime, HOUR_US};
 use serde::{Deserialize, Serialize};
@@ -74,15 +76,15 @@ impl Default for LearnOptions {
     fn default() -> LearnOptions {
         LearnOptions {
             slot_bits: 12,
-            train_share: 0.7,
-            calibration_share: 0.1,
+            train_share: 0.6,
+            calibration_share: 0.2,
             rate_half_life_hours: 7.0 * 24.0,
             conversion_maturity_hours: 72,
             clicks_min: 200,
             conversions_min: 100,
             passes: 8,
-            learning_rate: 0.1,
-            prior_sd: 0.3,
+            learning_rate: 0.05,
+            prior_sd: 0.2,
             l1: 0.1,
         }
     }
