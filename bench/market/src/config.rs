@@ -86,8 +86,8 @@ impl Default for MarketConfig {
     /// impressions a day.
     ///
     /// Campaigns were set up by people who did not know their true value per impression: of eight
-    /// campaigns two start at a third to a half of the bid their target allows and do not spend
-    /// their budget, three at 1.5 to 2.4 times and pay too much per conversion or run dry before
+    /// campaigns two start at a half to two thirds of the bid their target allows and do not spend
+    /// their budget, three at 1.5 to 2.2 times and pay too much per conversion or run dry before
     /// the evening, three are within a fifth of it. A fifth of creatives never wears out; the rest
     /// reach onset after about six days in the median campaign, after one or two in a tenth of them.
     fn default() -> Self {
@@ -102,7 +102,7 @@ impl Default for MarketConfig {
             platforms: PlatformConfig::defaults(),
             wear_days_median: 6.0,
             evergreen_share: 0.2,
-            bid_errors: vec![0.45, 1.9, 1.0, 1.5, 0.35, 1.2, 2.4, 0.85],
+            bid_errors: vec![0.6, 1.9, 1.0, 1.5, 0.5, 1.2, 2.2, 0.85],
             delay_fast_share: 0.65,
             delay_fast_us: HOUR_US,
             delay_slow_us: 30 * HOUR_US,

@@ -21,7 +21,8 @@
 //! campaign's outcome as it was. [`run_baseline`] and [`uplift`] build on that.
 //!
 //! # The model
-//! - **Time** runs in steps (one minute). An action counts from the next step on.
+//! - **Time** runs in steps (one minute). An action counts from the next step on. Event ids are
+//!   unique for the first 4 million steps (eight years of minutes).
 //! - **Opportunities** arrive per campaign as a Poisson number per step, with the rhythm of the
 //!   account-local hour and weekday and a noise per hour.
 //! - **Auctions**: the competitor's price per thousand is lognormal, with its own rhythm. The
@@ -61,7 +62,8 @@
 //! `Retry-After` in seconds (for a quota, of market time), 500 `transient`. [`Faults`] makes
 //! chosen actions fail, before or after they took effect.
 //!
-//! Feed lines:
+//! Feed lines (`kind` is `impression`, `click`, `conversion` or `cost`; `user` is left out for
+//! `cost`; a conversion also has `click_us`, the time of the click it is attributed to):
 //! ```json
 //! {"type":"event","ts_us":0,"tenant":"","platform":"","account":"","campaign":"","ad_group":"","creative":"","kind":"impression","user":"","event_id":"","cost_micros":0,"revenue_micros":0}
 //! {"type":"report","tenant":"","platform":"","account":"","campaign":"","ad_group":"","creative":"","start_us":0,"end_us":0,"as_of_us":0,"impressions":0,"clicks":0,"conversions":0,"cost_micros":0,"revenue_micros":0}

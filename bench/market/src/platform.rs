@@ -76,14 +76,16 @@ impl Platform {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Plays the market up to `time`; returns the cursor behind the newest item.
+    /// Plays the market up to `time`; returns the cursor behind the newest item. The lock is
+    /// released after every step, so readers never wait for longer than one.
     pub fn advance_to(&self, time: EventTime) -> u64 {
-        let mut inner = self.lock();
-        let inner = &mut *inner;
-        let step_us = inner.market.config().step_us;
-        // By the step, so that the scratch buffer stays small however far time moves.
-        while inner.market.now_us().saturating_add(step_us) <= time {
-            let next = inner.market.now_us() + step_us;
+        loop {
+            let mut inner = self.lock();
+            let inner = &mut *inner;
+            let next = inner.market.now_us().saturating_add(inner.market.config().step_us);
+            if next > time {
+                return inner.oldest + inner.items.len() as u64;
+            }
             inner.scratch.clear();
             inner.market.advance_to(next, &mut inner.scratch);
             inner.items.extend(inner.scratch.drain(..));
@@ -91,7 +93,6 @@ impl Platform {
             inner.items.drain(..surplus);
             inner.oldest += surplus as u64;
         }
-        inner.oldest + inner.items.len() as u64
     }
 
     /// Up to `limit` items from cursor `after` on. A cursor beyond the end gets none.

@@ -14,8 +14,11 @@ use crate::action::Status;
 use crate::config::{AuctionKind, ConfigError, MarketConfig, PlatformConfig};
 use crate::maths::{normal_cdf, normal_quantile};
 
-/// Share of a conversion's value that a goal lets an advertiser pay for it.
+/// Share of a conversion's value that an advertiser is ready to pay for the dearest one: a bid of
+/// worth × margin is the target bid.
 const MARGIN: f64 = 0.7;
+/// A goal's target over the average cost of bidding the target bid for fresh creatives.
+const SLACK: f64 = 1.1;
 /// Ad groups hold at most this many creatives.
 const AD_GROUP_SIZE: u32 = 4;
 /// Impressions per user at which a creative with γ = 0.43 has lost a fifth of its CTR.
@@ -112,6 +115,10 @@ pub struct Creative {
 }
 
 /// What a campaign's owner wants; plain data, to be turned into a goal of the engine.
+///
+/// Targets (cost per conversion, revenue per cost, cost per click) are what bidding the target bid
+/// comes to on average over a week of fresh creatives, with a tenth of slack. So a campaign that
+/// started too low has room to grow within its target, and one that started too high misses it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScenarioGoal {
     /// Key of the campaign.
@@ -322,11 +329,15 @@ impl Builder<'_> {
         let spend = impressions * price / 1e3 * self.uniform(0.7, 1.4);
         let start_budget_micros = rounded(spend, home.quantum_micros)
             .clamp(home.budget_min_micros, home.budget_max_micros);
-        let allowed = |micros: f64| rounded(micros * MARGIN, home.quantum_micros);
+        let cpc_micros = price * SLACK / (ctr * 1e3);
+        let allowed = |micros: f64| rounded(micros, home.quantum_micros);
         let kind = match index % 5 {
-            0 | 2 => GoalKind::TargetCpa { cpa_micros: allowed(value_mean_micros) },
-            1 => GoalKind::TargetRoas { roas: (1e2 / MARGIN).round() / 1e2 },
-            3 => GoalKind::TargetCpc { cpc_micros: allowed(value_mean_micros * cvr) },
+            0 | 2 => GoalKind::TargetCpa { cpa_micros: allowed(cpc_micros / cvr) },
+            1 => {
+                let roas = value_mean_micros * cvr / cpc_micros;
+                GoalKind::TargetRoas { roas: (roas * 10.0).round() / 10.0 }
+            }
+            3 => GoalKind::TargetCpc { cpc_micros: allowed(cpc_micros) },
             _ => GoalKind::Maximise,
         };
         let goal = ScenarioGoal {
