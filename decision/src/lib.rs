@@ -9,11 +9,24 @@
 //! `omnify_operators::model`. Randomness is a seeded function of (entity, tick, policy version).
 
 pub mod action;
+pub mod allocate;
+pub mod autonomy;
 pub mod bid;
+mod campaign;
 pub mod codes;
 mod config;
 pub mod control;
+mod day;
 mod digest;
+mod draft;
+mod dual;
 pub mod goal;
+pub mod guardrail;
+pub mod learn;
+pub mod ledger;
 pub mod model;
+mod plan;
+mod policy;
 pub mod stage;
+mod view;
+mod wear;

@@ -47,8 +47,8 @@ pub struct CellBuilder {
 }
 
 impl CellBuilder {
-    /// The default bound: two million cells, of about 200 bytes each.
-    pub const CELLS_MAX: usize = 2_000_000;
+    /// The default bound: a million cells, of about 200 bytes each.
+    pub const CELLS_MAX: usize = 1_000_000;
 
     /// An empty builder that holds at most `cells_max` cells.
     pub fn new(cells_max: usize) -> CellBuilder {

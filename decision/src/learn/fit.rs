@@ -25,6 +25,10 @@ use crate::model::{Calibration, Slots, sigmoid};
 /// Cells per step of FTRL.
 const STEP_CELLS: usize = 32;
 
+/// Cells visited at most: with more examples than that divided by the passes, fewer passes are
+/// made, and at least one. It bounds the time of learning, and so many cells need no second look.
+const VISITS_MAX: usize = 2_000_000;
+
 /// One cell ready for fitting.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Example {
@@ -39,6 +43,7 @@ pub(super) struct Example {
 /// How FTRL is run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FtrlOptions {
+    /// Passes over the examples, at most.
     pub(super) passes: u32,
     pub(super) learning_rate: f64,
     pub(super) prior_sd: f64,
@@ -60,7 +65,8 @@ pub(super) fn fit_weights(
     for (column, slot) in slots.iter().enumerate() {
         column_of[*slot] = column;
     }
-    let scale = options.prior_sd / f64::from(options.passes).sqrt();
+    let passes = options.passes.min((VISITS_MAX / examples.len()).max(1) as u32);
+    let scale = options.prior_sd / f64::from(passes).sqrt();
     let params = Ftrl::<f64>::params_with_rng(StepRng::new(0, 0))
         // A first step of `learning_rate` in the units of the weights.
         .alpha(options.learning_rate / scale)
@@ -69,7 +75,7 @@ pub(super) fn fit_weights(
         .l2_ratio(1.0)
         .check()?;
     let mut ftrl = Ftrl::new(params, slots.len());
-    for _ in 0..options.passes {
+    for _ in 0..passes {
         for step in examples.chunks(STEP_CELLS) {
             let (rows, probabilities) = step_rows(step, &column_of, &ftrl.get_weights(), scale);
             ftrl.update(&rows, probabilities.view());
@@ -171,4 +177,145 @@ pub(super) fn fit_calibration(outcomes: &[Outcome]) -> Calibration {
         }
     }
     Calibration { slope, shift: centre * (1.0 - slope) + level }
+}
+
+#[cfg(test)]
+mod tests {
+    use omnify_operators::model::EntityKey;
+    use proptest::prelude::*;
+    use rand::{Rng, SeedableRng};
+    use rand_xoshiro::Xoshiro256PlusPlus;
+
+    use super::*;
+    use crate::model::{Context, active_slots, logit};
+
+    const SLOT_BITS: u8 = 12;
+
+    /// Cells of three creatives over a day, again and again, whose rate depends on both.
+    fn examples(rounds: usize) -> Vec<Example> {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(11);
+        let mut examples = Vec::new();
+        for (round, hour, creative) in (0..rounds).flat_map(|round| {
+            (0..24).flat_map(move |hour| (0..3).map(move |creative| (round, hour, creative)))
+        }) {
+            let key: EntityKey = format!("t/p/a/c/g/k{creative}").parse().unwrap();
+            let context = Context { key: &key, hour_of_week: hour, frequency_bucket: None };
+            let day = if hour < 12 { 0.6 } else { -0.6 };
+            let p = sigmoid(-3.0 + day + 0.3 * f64::from(creative));
+            examples.push(Example {
+                slots: active_slots(&context, SLOT_BITS),
+                // The offset is wrong in its own way each time, which must not matter.
+                offset: logit(0.04) + 0.01 * (round % 3) as f64,
+                trials: 40.0,
+                events: (0..40).filter(|_| rng.r#gen::<f64>() < p).count() as f64,
+            });
+        }
+        examples
+    }
+
+    /// The slow reference: the same penalised likelihood by Newton steps, one weight at a time.
+    fn optimum(examples: &[Example], prior_sd: f64) -> Vec<f64> {
+        let mut weights = vec![0.0; 1 << SLOT_BITS];
+        for _ in 0..100 {
+            for slot in active_columns(examples, weights.len()) {
+                let w: f64 = weights[slot];
+                let (mut gradient, mut curvature) = (w / prior_sd.powi(2), prior_sd.powi(-2));
+                for example in examples {
+                    let x = example.slots.iter().filter(|other| *other == slot).count() as f64;
+                    if x > 0.0 {
+                        let p = probability(example, &weights);
+                        gradient += x * (example.trials * p - example.events);
+                        curvature += x * x * example.trials * p * (1.0 - p);
+                    }
+                }
+                weights[slot] -= gradient / curvature;
+            }
+        }
+        weights
+    }
+
+    fn probability(example: &Example, weights: &[f64]) -> f64 {
+        sigmoid(example.offset + example.slots.iter().map(|slot| weights[slot]).sum::<f64>())
+    }
+
+    fn loss(examples: &[Example], weights: &[f64]) -> f64 {
+        let loss = |example: &Example| {
+            let p = probability(example, weights);
+            -(example.events * p.ln() + (example.trials - example.events) * (1.0 - p).ln())
+        };
+        examples.iter().map(loss).sum()
+    }
+
+    #[test]
+    fn ftrl_comes_close_to_the_penalised_optimum() {
+        let examples = examples(20);
+        let options = FtrlOptions { passes: 8, learning_rate: 0.05, prior_sd: 0.2, l1: 0.0 };
+        let fitted = fit_weights(&examples, SLOT_BITS, &options).unwrap();
+        let best = optimum(&examples, options.prior_sd);
+        for example in &examples[..72] {
+            let (found, optimal) = (probability(example, &fitted), probability(example, &best));
+            assert!((found / optimal - 1.0).abs() < 0.1, "{found} where {optimal} is optimal");
+        }
+        let nothing = vec![0.0; fitted.len()];
+        let (start, found, optimal) =
+            (loss(&examples, &nothing), loss(&examples, &fitted), loss(&examples, &best));
+        assert!(start - found > 0.98 * (start - optimal), "{start} -> {found}, optimum {optimal}");
+    }
+
+    #[test]
+    fn without_evidence_weights_stay_zero() {
+        let mut examples = examples(2);
+        for example in &mut examples {
+            example.offset = logit(0.05);
+            example.events = 0.05 * example.trials;
+        }
+        let options = FtrlOptions { passes: 3, learning_rate: 0.05, prior_sd: 0.2, l1: 0.1 };
+        let weights = fit_weights(&examples, SLOT_BITS, &options).unwrap();
+        assert!(weights.iter().all(|weight| *weight == 0.0), "nothing random is in the start");
+        assert!(fit_weights(&[], SLOT_BITS, &options).unwrap().iter().all(|w| *w == 0.0));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// Outcomes made by a known distortion are straightened by its inverse.
+        #[test]
+        fn calibration_recovers_a_distortion(slope in 0.7..1.4_f64, shift in -0.8..0.8_f64) {
+            let outcomes: Vec<Outcome> = (0..200)
+                .map(|at| {
+                    let logit = -5.0 + 0.02 * f64::from(at);
+                    let trials = 200_000.0;
+                    Outcome { logit, trials, events: trials * sigmoid(slope * logit + shift) }
+                })
+                .collect();
+            let found = fit_calibration(&outcomes);
+            prop_assert!((found.slope - slope).abs() < 0.01, "{found:?}");
+            prop_assert!((found.shift - shift).abs() < 0.03, "{found:?}");
+        }
+
+        /// Few outcomes, however wild, move it a little and never break it.
+        #[test]
+        fn calibration_is_finite(
+            cells in prop::collection::vec((-20.0..20.0_f64, 0..50_u32, 0..50_u32), 0..6),
+        ) {
+            let outcomes: Vec<Outcome> = cells
+                .iter()
+                .map(|(logit, a, b)| Outcome {
+                    logit: *logit,
+                    trials: f64::from(*a.max(b)),
+                    events: f64::from(*a.min(b)),
+                })
+                .collect();
+            let Calibration { slope, shift } = fit_calibration(&outcomes);
+            prop_assert!(slope.is_finite() && slope > 0.0 && shift.is_finite());
+        }
+    }
+
+    #[test]
+    fn without_events_to_speak_of_calibration_stays() {
+        let outcome = Outcome { logit: -4.0, trials: 30.0, events: 1.0 };
+        let Calibration { slope, shift } = fit_calibration(&[outcome]);
+        assert!((slope - 1.0).abs() < 1e-9 && shift.abs() < 0.5, "{slope} {shift}");
+        assert_eq!(fit_calibration(&[]), Calibration::IDENTITY);
+    }
 }

@@ -2,11 +2,11 @@
 //!
 //! # Contract
 //! [`learn`] is a pure function: the same cells, in whatever order, with the same champion and
-//! options give the same model and the same report, bit for bit. Nothing of a cell's own hour or
-//! later enters its prediction: rates are asked before the cell is added, weights come from the
-//! oldest stretch of time, calibration from the next, and every figure of the report is measured
-//! on the newest. Afterwards only the rates go on to the end of the data; weights and calibration
-//! ship as they were measured.
+//! options give the same model and the same report, bit for bit. Time is cut into three stretches
+//! and nothing flows backwards between them: weights and the strength of priors come from the
+//! oldest, calibration from the next, and every figure of the report is measured on the newest.
+//! Within the oldest, a cell's rate is asked before its hour is added. Afterwards only the rates
+//! go on to the end of the data; weights and calibration ship as they were measured.
 //!
 //! Conversions come late. Those of clicks younger than
 //! [`LearnOptions::conversion_maturity_hours`] at the end of the data are not complete, so these
@@ -62,7 +62,7 @@ pub struct LearnOptions {
     /// Fewest mature conversions to learn a conversion model from; with fewer, conversion rates
     /// are entity rates alone.
     pub conversions_min: u64,
-    /// Passes of FTRL over the training data.
+    /// Passes of FTRL over the training data, at most: fewer are made over millions of cells.
     pub passes: u32,
     /// First step of FTRL on a weight, in logits.
     pub learning_rate: f64,
@@ -289,10 +289,10 @@ impl<'l> Learner<'l> {
         let mut observations = self.data.observations(Target::Conversion, mature_until);
         let have: f64 = observations.iter().map(|observation| observation.events).sum();
         let need = self.options.conversions_min.max(1);
-        if have >= need as f64 {
-            if let Some(fitted) = self.fit(Target::Conversion, &mut observations)? {
-                return Ok((fitted.head, fitted.ledger, Some(fitted.report)));
-            }
+        if have >= need as f64
+            && let Some(fitted) = self.fit(Target::Conversion, &mut observations)?
+        {
+            return Ok((fitted.head, fitted.ledger, Some(fitted.report)));
         }
         notes.push(format!(
             "{have} conversions on hours older than {maturity_hours} h, {need} are needed in enough \

@@ -116,7 +116,11 @@ fn planted_effects_are_found() {
     // What the model says of single contexts.
     let key: EntityKey = "acme/p0/a/c0/g0/k0".parse().unwrap();
     let at = |hour_of_week, frequency_bucket| {
-        model.predict(&Context { key: &key, hour_of_week, frequency_bucket: Some(frequency_bucket) })
+        model.predict(&Context {
+            key: &key,
+            hour_of_week,
+            frequency_bucket: Some(frequency_bucket),
+        })
     };
     let truth = |hour: i64, bucket| true_click(0, 0, (4 * 24 + hour) * HOUR_US, bucket);
     for (hour, bucket) in [(6, 0), (18, 0), (6, 3), (126, 1)] {
@@ -179,41 +183,6 @@ fn a_champion_is_beaten_only_by_a_better_model() {
     let lazy = LearnOptions { prior_sd: 1e-4, ..LearnOptions::default() };
     let (_, report) = learn(&world.cells, Some(&champion), &lazy).unwrap();
     assert!(!report.accept && report.reason.contains("click logloss"), "{report}");
-}
-
-#[test]
-fn weights_come_close_to_the_penalised_optimum() {
-    // Two features, one cell each: for one feature alone the optimum of
-    // n·p − k + w/σ² = 0 is easily bisected.
-    use super::fit::{Example, FtrlOptions, fit_weights};
-    let key: EntityKey = "t/p/a/c/g/k".parse().unwrap();
-    let slots = |hour| {
-        let context = Context { key: &key, hour_of_week: hour, frequency_bucket: None };
-        crate::model::active_slots(&context, 16)
-    };
-    let mut rng = Xoshiro256PlusPlus::seed_from_u64(11);
-    let examples: Vec<Example> = (0..4_000)
-        .map(|at| {
-            let hour = at % 24;
-            let rate = if hour < 12 { 0.08 } else { 0.02 };
-            Example {
-                slots: slots(hour),
-                offset: crate::model::logit(0.04),
-                trials: 50.0,
-                events: binomial(&mut rng, 50, rate) as f64,
-            }
-        })
-        .collect();
-    let options = FtrlOptions { passes: 8, learning_rate: 0.1, prior_sd: 0.3, l1: 0.0 };
-    let weights = fit_weights(&examples, 16, &options).unwrap();
-    let p = |hour| sigmoid(crate::model::logit(0.04) + slots(hour).iter().map(|s| weights[s]).sum::<f64>());
-    for hour in [3, 15] {
-        let events: f64 = examples.iter().skip(hour).step_by(24).map(|e| e.events).sum();
-        let trials: f64 = examples.iter().skip(hour).step_by(24).map(|e| e.trials).sum();
-        let own = events / trials;
-        println!("hour {hour}: {} of {own}", p(hour as u16));
-        assert!((p(hour as u16) / own - 1.0).abs() < 0.1);
-    }
 }
 
 #[test]
