@@ -3,7 +3,7 @@
 //! [`Stats`] is an Abelian group under addition: a delta, a pane, a window and a restatement are
 //! all values of this one type, and every sum is exact because every field is an integer.
 
-use differential_dataflow::difference::{Abelian, IsZero, Monoid, Semigroup};
+use differential_dataflow::difference::{Abelian, IsZero, Monoid, Multiply, Semigroup};
 use serde::{Deserialize, Serialize};
 
 /// Impressions, clicks, conversions and money; a difference when its fields may be negative.
@@ -139,5 +139,21 @@ impl Monoid for Stats {
 impl Abelian for Stats {
     fn negate(&mut self) {
         *self = -*self;
+    }
+}
+
+/// A delta that counts `times` times: what a join with a collection of plain records makes of it.
+impl Multiply<isize> for Stats {
+    type Output = Stats;
+
+    fn multiply(self, times: &isize) -> Stats {
+        let times = *times as i64;
+        Stats {
+            impressions: self.impressions * times,
+            clicks: self.clicks * times,
+            conversions: self.conversions * times,
+            cost_micros: self.cost_micros * times,
+            revenue_micros: self.revenue_micros * times,
+        }
     }
 }

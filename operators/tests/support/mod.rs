@@ -11,31 +11,31 @@ use omnify_operators::model::{
 use omnify_operators::spec::FeatureSpec;
 
 /// One closed row, by key: (window, window end, entity) to (sums, tick).
-pub type PaneRows = BTreeMap<(u8, i64, EntityKey), (Stats, Tick)>;
+pub(crate) type PaneRows = BTreeMap<(u8, i64, EntityKey), (Stats, Tick)>;
 
 /// Everything a run put out, keyed so that runs can be compared.
 #[derive(Debug, Default, PartialEq)]
-pub struct Output {
-    pub panes: PaneRows,
+pub(crate) struct Output {
+    pub(crate) panes: PaneRows,
     /// Whole feature rows of slow windows, ids blanked, formatted.
-    pub features: BTreeMap<(u8, i64, EntityKey), String>,
+    pub(crate) features: BTreeMap<(u8, i64, EntityKey), String>,
     /// Evaluated rows by tick, in frame order.
-    pub frames: Vec<(Tick, Vec<(EntityKey, FeatureRow)>)>,
-    pub featured: u64,
-    pub refused: u64,
-    pub held: u64,
-    pub changes: Vec<(Tick, Event)>,
+    pub(crate) frames: Vec<(Tick, Vec<(EntityKey, FeatureRow)>)>,
+    pub(crate) featured: u64,
+    pub(crate) refused: u64,
+    pub(crate) held: u64,
+    pub(crate) changes: Vec<(Tick, Event)>,
 }
 
 /// What enters at one tick.
 #[derive(Clone, Debug, Default)]
-pub struct Inputs {
-    pub events: Vec<Event>,
-    pub reports: Vec<ReportRow>,
+pub(crate) struct Inputs {
+    pub(crate) events: Vec<Event>,
+    pub(crate) reports: Vec<ReportRow>,
 }
 
 /// Runs the graph on `workers` workers; the inputs of a tick are dealt out among them.
-pub fn run(
+pub(crate) fn run(
     spec: &FeatureSpec,
     registry: &Arc<Registry>,
     inputs: &BTreeMap<Tick, Inputs>,
