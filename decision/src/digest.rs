@@ -8,7 +8,7 @@ use omnify_operators::model::{EntityKey, FeatureRow, Stats, Tick};
 use crate::action::{Decision, Id, Setting, Status};
 
 /// Id of an action: a function of owner, tick and desired setting (invariant 7).
-pub fn action_id(owner: &EntityKey, tick: Tick, desired: &Setting) -> Id {
+pub(crate) fn action_id(owner: &EntityKey, tick: Tick, desired: &Setting) -> Id {
     let mut bytes = Bytes::new(b"omnify action");
     bytes.text(owner.as_str());
     bytes.u64(tick);
@@ -17,7 +17,7 @@ pub fn action_id(owner: &EntityKey, tick: Tick, desired: &Setting) -> Id {
 }
 
 /// Id of a decision: a function of entity, tick and policy.
-pub fn decision_id(entity: &EntityKey, tick: Tick, policy: &str) -> Id {
+pub(crate) fn decision_id(entity: &EntityKey, tick: Tick, policy: &str) -> Id {
     let mut bytes = Bytes::new(b"omnify decision");
     bytes.text(entity.as_str());
     bytes.u64(tick);

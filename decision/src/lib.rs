@@ -8,6 +8,7 @@
 //! It reads no clock, opens no file or socket, and knows no dataflow: it imports only
 //! `omnify_operators::model`. Randomness is a seeded function of (entity, tick, policy version).
 
+mod account;
 pub mod action;
 pub mod allocate;
 pub mod autonomy;
@@ -28,5 +29,6 @@ pub mod model;
 mod plan;
 mod policy;
 pub mod stage;
+mod steer;
 mod view;
 mod wear;

@@ -1,19 +1,39 @@
 //! The stage: ticks, controls and complete frames in; decisions and actions out.
+//!
+//! # Order within a tick
+//! 1. wakes that fell due, each *at the tick it was due*: campaigns nobody sent a row about (paused
+//!    for a spent day, or without traffic) are decided on their last row;
+//! 2. portfolios, once per UTC day (before the first wake or row of the day);
+//! 3. controls, in their order;
+//! 4. the rows of the frame, in their order.
+//!
+//! Because a wake is a function of earlier inputs and is dated by its due tick, a caller may leave
+//! ticks without controls and rows out, or not: the decisions are the same.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use omnify_operators::model::{Frame, Tick};
+use omnify_operators::model::{
+    DAY_US, EntityId, EntityInfo, FeatureRow, Frame, Level, Tick, tick_of_us, us_of_tick,
+};
 use serde::Serialize;
 
-use crate::action::{Action, Decision};
+use crate::account::Account;
+use crate::action::{Action, Decision, Setting, Verdict};
 use crate::bid::BidBook;
+use crate::campaign::{Campaign, Objective, Scene};
 pub use crate::config::{
     Autonomy, ConfigErrors, ConfigIssue, ControllerConfig, ExecutorMode, GuardrailConfig,
     RotationConfig, StageConfig,
 };
-use crate::control::Control;
+use crate::control::{Control, Outcome};
 pub use crate::digest::Digest;
+use crate::draft::Outcomes;
+use crate::ledger::{Ledger, Owner};
+use crate::model::ClickModel;
+use crate::steer::ms_to_us;
+use crate::view::{View, Windows};
+use crate::wear::{GoalOf, Wear};
 
 /// Why a stage cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -23,7 +43,7 @@ pub enum StageError {
     Config(ConfigErrors),
 }
 
-/// What came out of one tick, ordered by (tick, [`omnify_operators::model::EntityInfo::order`], key).
+/// What came out of one call, ordered by (tick, [`EntityInfo::order`], key, policy).
 #[derive(Clone, Debug, Default)]
 pub struct TickOutput {
     /// Every decision, no-ops included.
@@ -53,29 +73,60 @@ pub struct Counters {
     pub drifts: u64,
     /// Acknowledgements of actions that were not in flight (alerts never are).
     pub acknowledgements_unmatched: u64,
-    /// Models refused because they could not be read.
+    /// Models refused because they could not be read; the one before stays.
     pub models_refused: u64,
     /// Crossed invariants; anything but 0 is a defect of the engine.
     pub invariant_violations: u64,
 }
 
+/// Most reviews of a campaign in a row without a new row.
+const REVIEWS_MAX: u32 = 24;
+
 /// The pure state machine. See the crate's documentation.
 pub struct Stage {
     config: Arc<StageConfig>,
+    windows: Windows,
+    objectives: Arc<[Objective]>,
+    no_goal: Arc<str>,
     counters: Counters,
     book: BidBook,
     killed: BTreeSet<Option<String>>,
+    model: Option<Arc<ClickModel>>,
+    ledger: Ledger,
+    campaigns: Vec<Campaign>,
+    campaign_at: HashMap<EntityId, usize>,
+    accounts: HashMap<EntityId, Account>,
+    wear: Wear,
+    wakes: BTreeSet<(Tick, u64, usize)>,
+    allocated_day: i64,
 }
 
 impl Stage {
     /// A stage that has seen nothing yet.
     pub fn new(config: StageConfig) -> Result<Stage, StageError> {
         config.validate().map_err(StageError::Config)?;
+        let objectives = config.goals.iter().enumerate().map(|(at, goal)| Objective {
+            at,
+            goal: goal.clone(),
+            name: goal.name.as_str().into(),
+            policy: crate::policy::for_objective(&goal.objective),
+        });
         Ok(Stage {
+            windows: Windows::choose(&config.windows),
+            objectives: objectives.collect(),
+            no_goal: "".into(),
             config: Arc::new(config),
             counters: Counters::default(),
             book: BidBook::default(),
             killed: BTreeSet::new(),
+            model: None,
+            ledger: Ledger::default(),
+            campaigns: Vec::new(),
+            campaign_at: HashMap::new(),
+            accounts: HashMap::new(),
+            wear: Wear::default(),
+            wakes: BTreeSet::new(),
+            allocated_day: i64::MIN,
         })
     }
 
@@ -84,23 +135,9 @@ impl Stage {
         &self.config
     }
 
-    /// Applies `controls`, then decides on every row of `frame`.
-    pub fn on_tick(&mut self, tick: Tick, controls: &[Control], frame: &Frame) -> TickOutput {
-        self.counters.ticks += 1;
-        self.counters.rows += frame.rows.len() as u64;
-        for control in controls {
-            match control {
-                Control::Kill { tenant } => {
-                    self.killed.insert(tenant.clone());
-                }
-                Control::Resume { tenant } => {
-                    self.killed.remove(tenant);
-                }
-                _ => {}
-            }
-        }
-        self.book.set_tick(tick);
-        TickOutput::default()
+    /// What was counted so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
     }
 
     /// The state for `POST /v1/bids`: a copy that shares everything unchanged.
@@ -108,8 +145,322 @@ impl Stage {
         Arc::new(self.book.clone())
     }
 
-    /// What was counted so far.
-    pub fn counters(&self) -> Counters {
-        self.counters
+    /// Desired, actual and in-flight state of an owner, with the pre-images for undo.
+    pub fn owner(&self, key: &omnify_operators::model::EntityKey) -> Option<&Owner> {
+        self.ledger.get(key)
     }
+
+    /// Applies `controls`, then decides on every row of `frame`; see the module for the order.
+    /// Ticks never fall.
+    pub fn on_tick(&mut self, tick: Tick, controls: &[Control], frame: &Frame) -> TickOutput {
+        self.counters.ticks += 1;
+        self.counters.rows += frame.rows.len() as u64;
+        let mut made = Vec::with_capacity(frame.rows.len());
+        self.run_wakes(tick, &mut made);
+        self.share_portfolios(tick);
+        for control in controls {
+            self.apply(tick, control);
+        }
+        for (info, row) in &frame.rows {
+            self.meet(tick, info, row, &mut made);
+        }
+        self.book.set_tick(tick);
+        self.output(made)
+    }
+
+    fn output(&mut self, mut made: Vec<Outcomes>) -> TickOutput {
+        made.sort_by(|a, b| {
+            let key = |out: &Outcomes| (out.decision.tick, out.decision.entity.order);
+            key(a).cmp(&key(b)).then_with(|| {
+                let (a, b) = (&a.decision, &b.decision);
+                a.entity.key.cmp(&b.entity.key).then(a.policy.cmp(b.policy))
+            })
+        });
+        let mut output = TickOutput::default();
+        for Outcomes { decision, action, violations } in made {
+            self.counters.decisions += 1;
+            self.counters.invariant_violations += violations;
+            *match decision.verdict {
+                Verdict::Act => &mut self.counters.act,
+                Verdict::Hold => &mut self.counters.hold,
+                Verdict::Blocked => &mut self.counters.blocked,
+                Verdict::Propose => &mut self.counters.propose,
+            } += 1;
+            output.decisions.push(decision);
+            output.actions.extend(action);
+        }
+        output
+    }
+
+    fn apply(&mut self, tick: Tick, control: &Control) {
+        match control {
+            Control::Kill { tenant } => {
+                self.killed.insert(tenant.clone());
+            }
+            Control::Resume { tenant } => {
+                self.killed.remove(tenant);
+            }
+            Control::Model { model, .. } => match ClickModel::from_json(model) {
+                Ok(model) => {
+                    let model = Arc::new(model);
+                    self.book.set_model(Some(model.clone()));
+                    self.model = Some(model);
+                }
+                Err(_) => self.counters.models_refused += 1,
+            },
+            Control::Observe { entity, actual } => {
+                let at = self.ledger.position(entity);
+                let owner = self.ledger.at(at);
+                let edited = owner.foreign_edit_us;
+                owner.observe(actual, tick, us_of_tick(tick));
+                self.counters.drifts += u64::from(owner.foreign_edit_us != edited);
+            }
+            Control::Acknowledge { action, owner: key, outcome } => {
+                let at = self.ledger.position(key);
+                let owner = self.ledger.at(at);
+                let desired = owner.in_flight.as_ref().map(|flight| flight.desired.clone());
+                if !owner.acknowledge(*action, outcome) {
+                    self.counters.acknowledgements_unmatched += 1;
+                    return;
+                }
+                let failed = matches!(outcome, Outcome::Rejected { .. } | Outcome::Expired);
+                if let (true, Some(Setting::Rotate { from, .. })) = (failed, desired)
+                    && let Some(creative) = self.wear.creative_named(key, &from)
+                {
+                    self.wear.undo_rotation(creative);
+                }
+            }
+        }
+    }
+
+    fn meet(
+        &mut self,
+        tick: Tick,
+        info: &Arc<EntityInfo>,
+        row: &FeatureRow,
+        made: &mut Vec<Outcomes>,
+    ) {
+        let now_us = us_of_tick(tick);
+        if info.level >= Level::Account {
+            let id = info.ancestors[Level::Account as usize];
+            let account =
+                self.accounts.entry(id).or_insert_with(|| Account::new(&info.time_zone, now_us));
+            account.advance(&info.time_zone, now_us);
+            account.heard_us = now_us;
+        }
+        self.meet_wear(tick, info, row, made);
+        match info.level {
+            Level::Account => {
+                let day = View::at(&self.windows, row, now_us, i64::MIN);
+                if let Some(account) = self.accounts.get_mut(&info.id) {
+                    account.recent_micros = day.recent.cost_micros;
+                }
+            }
+            Level::Campaign => self.meet_campaign(tick, info, row, made),
+            _ => {}
+        }
+    }
+
+    fn meet_wear(
+        &mut self,
+        tick: Tick,
+        info: &Arc<EntityInfo>,
+        row: &FeatureRow,
+        made: &mut Vec<Outcomes>,
+    ) {
+        let Stage {
+            config, windows, objectives, no_goal, killed, model, ledger, wear, book, ..
+        } = self;
+        let scene = scene(config, windows, model.as_deref(), killed, tick, info);
+        let covering = |info: &EntityInfo| covering(objectives, info);
+        let active = |at: &[usize]| active(objectives, at, scene.now_us).map(|o| o.name.clone());
+        let goals = GoalOf { covering: &covering, active: &active, none: no_goal };
+        made.extend(wear.meet(&scene, info, row, ledger, book, &goals).into_iter().flatten());
+    }
+
+    fn meet_campaign(
+        &mut self,
+        tick: Tick,
+        info: &Arc<EntityInfo>,
+        row: &FeatureRow,
+        made: &mut Vec<Outcomes>,
+    ) {
+        let at = match self.campaign_at.get(&info.id) {
+            Some(at) => *at,
+            None => {
+                let covering = covering(&self.objectives, info);
+                let owner = self.ledger.position(&info.key);
+                self.campaigns.push(Campaign::new(info, owner, covering, row));
+                self.campaign_at.insert(info.id, self.campaigns.len() - 1);
+                self.campaigns.len() - 1
+            }
+        };
+        let id = info.ancestors[Level::Account as usize];
+        if let Some(account) = self.accounts.get_mut(&id) {
+            self.campaigns[at].meet(row, &self.windows, account);
+        }
+        self.decide(tick, at, made);
+    }
+
+    /// Decides on a campaign's last row, publishes its quote and sets its next wake.
+    fn decide(&mut self, tick: Tick, at: usize, made: &mut Vec<Outcomes>) {
+        let Stage {
+            config,
+            windows,
+            objectives,
+            killed,
+            model,
+            ledger,
+            campaigns,
+            accounts,
+            book,
+            wakes,
+            ..
+        } = self;
+        let campaign = &mut campaigns[at];
+        let info = campaign.info.clone();
+        let scene = scene(config, windows, model.as_deref(), killed, tick, &info);
+        let Some(objective) = active(objectives, &campaign.covering, scene.now_us) else {
+            book.remove(&info.key);
+            return;
+        };
+        let Some(account) = accounts.get_mut(&info.ancestors[Level::Account as usize]) else {
+            return;
+        };
+        account.advance(&info.time_zone, scene.now_us);
+        let owner = ledger.at(campaign.owner);
+        let out = campaign.decide(&scene, objective, account, owner);
+        let held = out.decision.reasons.first() == Some(&crate::codes::reason::BETWEEN_UPDATES);
+        if !held || book.quote(&info.key).is_none() {
+            book.set_quote(&info.key, campaign.quote(objective, owner));
+        }
+        made.push(out);
+        let review = us_of_tick(tick).saturating_add(ms_to_us(config.controller.review_ms));
+        let wake = tick_of_us(campaign.resumes_us(account).unwrap_or(review)).max(tick + 1);
+        let reviews_left = campaign.reviews < REVIEWS_MAX || campaign.resumes_us(account).is_some();
+        // One entry in the queue per campaign; a later wish is honoured when the entry fires.
+        if reviews_left && campaign.wake.is_none_or(|queued| wake < queued) {
+            if let Some(queued) = campaign.wake.replace(wake) {
+                wakes.remove(&(queued, info.order, at));
+            }
+            wakes.insert((wake, info.order, at));
+        }
+    }
+
+    fn run_wakes(&mut self, tick: Tick, made: &mut Vec<Outcomes>) {
+        while let Some(&(due, order, at)) = self.wakes.first().filter(|wake| wake.0 <= tick) {
+            self.wakes.remove(&(due, order, at));
+            let review_us = ms_to_us(self.config.controller.review_ms);
+            let campaign = &mut self.campaigns[at];
+            campaign.wake = None;
+            let account = self.accounts.get(&campaign.info.ancestors[Level::Account as usize]);
+            let resumes = account.and_then(|account| campaign.resumes_us(account));
+            let wanted = tick_of_us(us_of_tick(campaign.row.tick).saturating_add(review_us));
+            if resumes.is_none() && wanted > due {
+                campaign.wake = Some(wanted);
+                self.wakes.insert((wanted, order, at));
+                continue;
+            }
+            campaign.reviews += 1;
+            self.share_portfolios(due);
+            self.decide(due, at, made);
+        }
+    }
+
+    /// Once per UTC day: what the campaigns of each portfolio are given, from the state as it is.
+    fn share_portfolios(&mut self, tick: Tick) {
+        let day = us_of_tick(tick).div_euclid(DAY_US);
+        if day <= self.allocated_day {
+            return;
+        }
+        self.allocated_day = day;
+        let now_us = day * DAY_US;
+        let mut portfolios: BTreeMap<(usize, &str), Vec<usize>> = BTreeMap::new();
+        for (at, campaign) in self.campaigns.iter().enumerate() {
+            let goal = active_at(&self.objectives, &campaign.covering, now_us);
+            let shared =
+                goal.filter(|goal| self.objectives[*goal].goal.portfolio_budget_micros.is_some());
+            if let Some(goal) = shared {
+                portfolios.entry((goal, campaign.info.key.tenant())).or_default().push(at);
+            }
+        }
+        let mut given = Vec::new();
+        for ((goal, _), mut members) in portfolios {
+            members.sort_by(|a, b| {
+                let info = |at: &usize| &self.campaigns[*at].info;
+                (info(a).order, &info(a).key).cmp(&(info(b).order, &info(b).key))
+            });
+            let objective = &self.objectives[goal];
+            given.push((goal, members.clone(), objective.goal.portfolio_budget_micros));
+        }
+        for (goal, members, budget) in given {
+            if let Some(budget) = budget {
+                self.share_portfolio(goal, &members, budget);
+            }
+        }
+    }
+
+    fn share_portfolio(&mut self, goal: usize, members: &[usize], budget_micros: i64) {
+        let objective = &self.objectives[goal];
+        let mut parts = Vec::with_capacity(members.len());
+        for &at in members {
+            let actual = self.ledger.at(self.campaigns[at].owner).actual.budget_micros;
+            let even = budget_micros / members.len() as i64;
+            let campaign = &mut self.campaigns[at];
+            campaign.learn_response(objective, &self.windows);
+            parts.push((campaign.response, actual.unwrap_or(even)));
+        }
+        let amounts =
+            crate::allocate::portfolio(&parts, budget_micros, objective.goal.daily_budget_micros);
+        for (&at, amount) in members.iter().zip(amounts) {
+            self.campaigns[at].allocated = Some((goal, amount));
+        }
+    }
+}
+
+fn scene<'a>(
+    config: &'a StageConfig,
+    windows: &'a Windows,
+    model: Option<&'a ClickModel>,
+    killed: &BTreeSet<Option<String>>,
+    tick: Tick,
+    info: &EntityInfo,
+) -> Scene<'a> {
+    let mut killed_tenant = false;
+    if !killed.is_empty() {
+        killed_tenant = killed.iter().flatten().any(|tenant| tenant == info.key.tenant());
+    }
+    Scene {
+        config,
+        windows,
+        model,
+        killed_global: killed.contains(&None),
+        killed_tenant,
+        tick,
+        now_us: us_of_tick(tick),
+    }
+}
+
+/// Goals that cover the campaign of an entity: the one with most named segments first, then by
+/// position.
+fn covering(objectives: &[Objective], info: &EntityInfo) -> Vec<usize> {
+    let mut covering: Vec<usize> =
+        (0..objectives.len()).filter(|at| objectives[*at].goal.covers(&info.key)).collect();
+    let named = |at: &usize| {
+        objectives[*at].goal.applies_to.split('/').filter(|segment| *segment != "*").count()
+    };
+    covering.sort_by_key(|at| std::cmp::Reverse(named(at)));
+    covering
+}
+
+fn active_at(objectives: &[Objective], covering: &[usize], now_us: i64) -> Option<usize> {
+    covering.iter().copied().find(|at| objectives[*at].active(now_us))
+}
+
+fn active<'a>(
+    objectives: &'a [Objective],
+    covering: &[usize],
+    now_us: i64,
+) -> Option<&'a Objective> {
+    active_at(objectives, covering, now_us).map(|at| &objectives[at])
 }

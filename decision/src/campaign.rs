@@ -1,0 +1,491 @@
+//! One campaign under a goal: what it remembers, and how it decides.
+//!
+//! The order of questions is fixed, and the first that has an answer decides, so that an owner is
+//! changed at most once a tick: is something in flight · did somebody else change it · is it
+//! stopped · is the day's budget spent · is the budget right · is there a bid · is an update due.
+
+use std::sync::Arc;
+
+use omnify_operators::model::{DAY_US, EntityInfo, FeatureRow, HOUR_US, Tick, us_of_tick};
+
+use crate::account::Account;
+use crate::action::{Setting, Status};
+use crate::allocate::Response;
+use crate::bid::Quote;
+use crate::codes::reason;
+use crate::config::StageConfig;
+use crate::draft::{Draft, Outcomes};
+use crate::dual::{Binding, Duals, Pace};
+use crate::goal::{Goal, Pricing};
+use crate::guardrail::{Driver, Facts, Proposal};
+use crate::ledger::{Owner, Purse, is_paused};
+use crate::model::{ClickModel, Context, Rates};
+use crate::policy::Policy;
+use crate::steer::{Watched, complexity, explain, explore, kpi, ms_to_us, pacing, predict};
+use crate::view::{Basis, Unit, View, Windows};
+
+/// A goal ready for use.
+pub(crate) struct Objective {
+    /// Position among the goals.
+    pub(crate) at: usize,
+    pub(crate) goal: Goal,
+    pub(crate) name: Arc<str>,
+    pub(crate) policy: Box<dyn Policy>,
+}
+
+impl Objective {
+    /// Whether the goal's dates hold the instant.
+    pub(crate) fn active(&self, now_us: i64) -> bool {
+        self.goal.start.is_none_or(|start| start <= now_us)
+            && self.goal.end.is_none_or(|end| now_us < end)
+    }
+}
+
+/// What every decision of a tick has in common.
+pub(crate) struct Scene<'a> {
+    pub(crate) config: &'a StageConfig,
+    pub(crate) windows: &'a Windows,
+    pub(crate) model: Option<&'a ClickModel>,
+    pub(crate) killed_global: bool,
+    pub(crate) killed_tenant: bool,
+    pub(crate) tick: Tick,
+    pub(crate) now_us: i64,
+}
+
+/// What is known when the bid is decided.
+struct Moment {
+    draft: Draft,
+    facts: Facts,
+    view: View,
+    pace: Pace,
+    /// Share of the account's spend that the campaign is; 1 while unknown.
+    blast_radius: f64,
+}
+
+/// State of one campaign.
+pub(crate) struct Campaign {
+    pub(crate) info: Arc<EntityInfo>,
+    /// Position of its owner in the ledger.
+    pub(crate) owner: usize,
+    /// Positions of the goals that cover it, the most specific first.
+    pub(crate) covering: Vec<usize>,
+    /// The last row seen.
+    pub(crate) row: FeatureRow,
+    /// The goal whose portfolio it shares, and its budget from it.
+    pub(crate) allocated: Option<(usize, i64)>,
+    /// Learned response, for the portfolio.
+    pub(crate) response: Option<Response>,
+    /// Whether a row came since the response was last updated.
+    new_for_response: bool,
+    /// Reviews since the last row.
+    pub(crate) reviews: u32,
+    /// The tick at which it wants to be looked at again, if it is in the stage's queue.
+    pub(crate) wake: Option<Tick>,
+    /// Start of the day that was stopped because its budget was spent.
+    stopped_day_us: Option<i64>,
+    first_seen_us: i64,
+    gap_us: i64,
+    noted: (i64, i64),
+    purse: Purse,
+    duals: Option<Duals>,
+    unit: Option<Unit>,
+    worth: f64,
+    model_version: u64,
+    model_rates: Option<(u64, i64, Rates)>,
+}
+
+impl Campaign {
+    /// A campaign first met with `row`.
+    pub(crate) fn new(
+        info: &Arc<EntityInfo>,
+        owner: usize,
+        covering: Vec<usize>,
+        row: &FeatureRow,
+    ) -> Campaign {
+        Campaign {
+            info: info.clone(),
+            owner,
+            covering,
+            row: *row,
+            allocated: None,
+            response: None,
+            new_for_response: false,
+            reviews: 0,
+            wake: None,
+            stopped_day_us: None,
+            first_seen_us: us_of_tick(row.tick),
+            gap_us: 0,
+            noted: (i64::MIN, 0),
+            purse: Purse::default(),
+            duals: None,
+            unit: None,
+            worth: 0.0,
+            model_version: 0,
+            model_rates: None,
+        }
+    }
+
+    /// When delivery resumes after a spent day.
+    pub(crate) fn resumes_us(&self, account: &Account) -> Option<i64> {
+        self.stopped_day_us.map(|_| account.day.end_us)
+    }
+
+    /// Takes in a new row and teaches the account's plan what was spent since the last.
+    pub(crate) fn meet(&mut self, row: &FeatureRow, windows: &Windows, account: &mut Account) {
+        let row_us = us_of_tick(row.tick);
+        self.gap_us = row_us - us_of_tick(self.row.tick);
+        self.row = *row;
+        self.reviews = 0;
+        self.new_for_response = true;
+        let spent = View::at(windows, row, row_us, account.day.start_us).today.cost_micros;
+        let (noted_day_us, noted) = self.noted;
+        let before = if noted_day_us == account.day.start_us { noted } else { 0 };
+        if noted_day_us != i64::MIN && spent != before {
+            account.plan.note(account.day.position(row_us), spent - before);
+        }
+        self.noted = (account.day.start_us, spent);
+    }
+
+    /// Decides under `objective` on the last row.
+    pub(crate) fn decide(
+        &mut self,
+        scene: &Scene<'_>,
+        objective: &Objective,
+        account: &Account,
+        owner: &mut Owner,
+    ) -> Outcomes {
+        let (config, goal, now_us) = (scene.config, &objective.goal, scene.now_us);
+        let info = self.info.clone();
+        let mut draft =
+            Draft::new(&info, scene.tick, &objective.name, objective.policy.code(), &self.row);
+        draft.model_version = scene.model.map_or(0, ClickModel::version);
+        if us_of_tick(self.row.tick) < now_us {
+            draft.reasons.push(reason::REVIEW);
+        }
+        let view = View::at(scene.windows, &self.row, now_us, account.day.start_us);
+        let allocated =
+            self.allocated.filter(|(to, _)| *to == objective.at).map(|(_, share)| share);
+        let budget = allocated.unwrap_or(goal.daily_budget_micros);
+        // The platform stops at its own budget, whatever is wished.
+        let in_force = owner.actual.budget_micros.map_or(budget, |actual| actual.min(budget));
+        let (first_seen_us, gap_us) = (self.first_seen_us, self.gap_us);
+        let watched = Watched { now_us, first_seen_us, gap_us };
+        let gains = &config.controller;
+        let pacing = pacing(gains, account, &view, goal.pricing, in_force, &watched);
+        draft.pacing_error = pacing.error;
+        self.purse = Purse::open(in_force);
+        let until_next = pacing.until_next_micros;
+        let committed = self.purse.commit(pacing.spent_micros, until_next);
+        debug_assert!(self.purse.balances(), "invariant 8: {:?}", self.purse);
+        let out_of_budget = self.purse.left_micros() == 0 || committed < until_next;
+
+        if let Some(flight) = &owner.in_flight {
+            return draft.hold(if flight.unknown { reason::UNSETTLED } else { reason::IN_FLIGHT });
+        }
+        if owner.take_drift() {
+            self.duals = None;
+            return draft.hold(reason::DRIFT);
+        }
+        let mut facts = self.facts(scene, goal, account, owner, &view);
+        facts.budget_left = !out_of_budget;
+        if is_paused(&owner.actual) {
+            let setting = Setting::Status { status: Status::Enabled };
+            return match self.stopped_day_us {
+                None => draft.hold(reason::PAUSED),
+                Some(day_us) if day_us >= account.day.start_us || out_of_budget => {
+                    draft.hold(reason::BUDGET_SPENT)
+                }
+                Some(_) => {
+                    draft.reasons.insert(0, reason::NEW_DAY);
+                    let resume = Proposal { setting, driver: Driver::Resume, certainty: 1.0 };
+                    let out = draft.ruled(config, &facts, None, resume, &info.key, Some(owner));
+                    if out.action.is_some() {
+                        self.stopped_day_us = None;
+                    }
+                    out
+                }
+            };
+        }
+        self.stopped_day_us = None;
+        if out_of_budget {
+            draft.reasons.insert(0, reason::BUDGET_SPENT);
+            let setting = Setting::Status { status: Status::Paused };
+            let stop = Proposal { setting, driver: Driver::Stop, certainty: 1.0 };
+            let out = draft.ruled(config, &facts, None, stop, &info.key, Some(owner));
+            if out.action.is_some() {
+                self.stopped_day_us = Some(account.day.start_us);
+            }
+            return out;
+        }
+        if let Some((driver, why)) = budget_change(owner, budget, allocated.is_some(), now_us)
+            && owner.rejected != Some(Setting::Budget { budget_micros: budget })
+        {
+            facts.before_micros = owner.actual.budget_micros;
+            let setting = Setting::Budget { budget_micros: budget };
+            let wish = Proposal { setting, driver, certainty: 1.0 };
+            let mut attempt = draft.clone();
+            attempt.reasons.insert(0, why);
+            let out = attempt.ruled(config, &facts, None, wish, &info.key, Some(owner));
+            // A budget that may not move now does not keep the bid from moving.
+            if out.action.is_some() || scene.killed_global || scene.killed_tenant {
+                return out;
+            }
+        }
+        let blast_radius = match account.recent_micros {
+            all if all > 0 => view.recent.cost_micros as f64 / all as f64,
+            _ => 1.0,
+        };
+        let moment = Moment { draft, facts, view, pace: pacing.pace, blast_radius };
+        self.decide_bid(scene, objective, owner, moment)
+    }
+
+    fn decide_bid(
+        &mut self,
+        scene: &Scene<'_>,
+        objective: &Objective,
+        owner: &mut Owner,
+        moment: Moment,
+    ) -> Outcomes {
+        let Moment { mut draft, mut facts, view, pace, blast_radius } = moment;
+        let (config, goal) = (scene.config, &objective.goal);
+        facts.before_micros = owner.actual.bid_micros;
+        let due = self.duals.is_none_or(|duals| {
+            scene.now_us - duals.updated_us() >= ms_to_us(config.controller.period_ms)
+        });
+        if !due {
+            return draft.hold(reason::BETWEEN_UPDATES);
+        }
+        let events_min = config.guardrails.events_min;
+        let unit = objective.policy.unit(&view, self.unit, events_min);
+        let Some(basis) = self.basis(scene, goal.pricing, &view) else {
+            return draft.hold(reason::NO_ESTIMATE);
+        };
+        let worth = basis.worth(unit);
+        if !(worth > 0.0 && worth.is_finite()) {
+            return draft.hold(reason::NO_ESTIMATE);
+        }
+        self.keep_bid_through_change_of_basis(unit, worth, draft.model_version);
+        draft.reasons.extend(draft.model_version.gt(&0).then_some(reason::MODEL));
+        draft.reasons.extend(view.young.then_some(reason::YOUNG_KPI));
+        let rare =
+            unit == Unit::Clicks && objective.policy.code() == crate::codes::policy::MAXIMISE;
+        draft.reasons.extend(rare.then_some(reason::CLICK_VALUE));
+        facts.matured_events = unit.events(&view.mature);
+
+        let price = objective.policy.price_micros();
+        let Some(bid_micros) = owner.actual.bid_micros.filter(|bid| *bid > 0) else {
+            return self.establish(
+                scene,
+                &basis,
+                (unit, worth, price),
+                owner,
+                (draft, facts, view),
+            );
+        };
+        let bid = bid_micros as f64;
+        let now_us = scene.now_us;
+        let duals = self.duals.get_or_insert_with(|| Duals::at_bid(bid, worth, price, now_us));
+        let kpi = price.map(|price| kpi(&view, &basis, unit, price, events_min));
+        let step = duals.update(&config.controller, now_us, (bid, worth), &pace, kpi.as_ref());
+        explain(&mut draft.reasons, &step);
+        let outside = bid_micros > goal.bid_cap_micros || bid_micros < goal.bid_floor_micros;
+        if step.change == 0.0 && !outside {
+            duals.settle(&config.controller, (bid, bid, worth), price, false, &pace);
+            return draft.hold(if step.limited {
+                reason::DELIVERY_LIMITED
+            } else {
+                reason::DEADBAND
+            });
+        }
+        let (jitter, density) = explore(config, &draft);
+        if jitter != 0.0 {
+            draft.reasons.push(reason::EXPLORATION);
+            draft.propensity = density;
+        }
+        draft.predicted = predict(&view, &basis, unit, duals, step.change + jitter);
+        let driver = match step.binding {
+            Binding::Kpi => {
+                facts.events = unit.events(&view.mature);
+                Driver::Kpi
+            }
+            Binding::Budget => {
+                facts.events = pace.events;
+                if view.short.impressions == 0 && facts.age_us >= view.short_us {
+                    // A whole window of nothing, while the account is heard, is certain.
+                    draft.reasons.push(reason::NO_TRAFFIC);
+                    facts.events = i64::MAX;
+                }
+                Driver::Pacing
+            }
+        };
+        let wanted = (bid * (step.change + jitter).exp()).round().clamp(1.0, 9e18) as i64;
+        let setting = Setting::Bid { bid_micros: wanted };
+        let proposal = Proposal { setting, driver, certainty: step.certainty };
+        let stakes = (facts.daily_budget_micros, now_us);
+        let complexity = complexity(&draft.predicted, owner, blast_radius, stakes);
+        let key = self.info.key.clone();
+        let out = draft.ruled(config, &facts, Some(&complexity), proposal, &key, Some(owner));
+        let granted = out.action.as_ref().and_then(|action| action.desired.micros());
+        let cut = granted != Some(wanted);
+        let in_force = granted.unwrap_or(bid_micros) as f64;
+        duals.settle(&config.controller, (bid, in_force, worth), price, cut, &pace);
+        out
+    }
+
+    /// A first bid where none is known: what the value is worth at the goal's price, or at the
+    /// price paid so far where the goal has none.
+    fn establish(
+        &mut self,
+        scene: &Scene<'_>,
+        basis: &Basis,
+        (unit, worth, price): (Unit, f64, Option<f64>),
+        owner: &mut Owner,
+        (mut draft, facts, view): (Draft, Facts, View),
+    ) -> Outcomes {
+        let paid = || {
+            let value = basis.realised(unit, &view.long);
+            (value > 0.0 && view.long.cost_micros > 0).then(|| view.long.cost_micros as f64 / value)
+        };
+        let Some(price) = price.or_else(paid) else {
+            return draft.hold(reason::NO_ESTIMATE);
+        };
+        draft.reasons.insert(0, reason::ESTABLISH_BID);
+        let bid_micros = (worth * price).round().clamp(1.0, 9e18) as i64;
+        let setting = Setting::Bid { bid_micros };
+        let start = Proposal { setting, driver: Driver::Establish, certainty: 1.0 };
+        let key = self.info.key.clone();
+        draft.ruled(scene.config, &facts, None, start, &key, Some(owner))
+    }
+
+    /// A change of unit or model must not move the bid by itself; only the multiplier is restated.
+    fn keep_bid_through_change_of_basis(&mut self, unit: Unit, worth: f64, model_version: u64) {
+        let changed =
+            self.unit.is_some_and(|before| before != unit) || self.model_version != model_version;
+        if let Some(duals) = self.duals.as_mut().filter(|_| changed) {
+            duals.rebase(self.worth, worth);
+        }
+        self.unit = Some(unit);
+        self.worth = worth;
+        self.model_version = model_version;
+    }
+
+    /// Rates from the model, averaged over the hours of the UTC day so that a bid does not follow
+    /// the clock, else from the row.
+    fn basis(&mut self, scene: &Scene<'_>, pricing: Pricing, view: &View) -> Option<Basis> {
+        let Some(model) = scene.model else {
+            return Basis::of(&self.row, view, pricing);
+        };
+        let (version, day) = (model.version(), scene.now_us.div_euclid(DAY_US));
+        let cached = self.model_rates.filter(|known| (known.0, known.1) == (version, day));
+        let rates = cached.map_or_else(
+            || {
+                let mut mean = Rates { click: 0.0, conversion: 0.0 };
+                for hour in 0..24 {
+                    let time = day * DAY_US + hour * HOUR_US;
+                    let rates = model.predict(&Context::at(&self.info.key, time, None));
+                    mean.click += rates.click / 24.0;
+                    mean.conversion += rates.conversion / 24.0;
+                }
+                mean
+            },
+            |known| known.2,
+        );
+        self.model_rates = Some((version, day, rates));
+        let revenue_micros =
+            Basis::of(&self.row, view, pricing).map_or(0.0, |basis| basis.revenue_micros);
+        Some(Basis { rates, revenue_micros, pricing })
+    }
+
+    fn facts(
+        &self,
+        scene: &Scene<'_>,
+        goal: &Goal,
+        account: &Account,
+        owner: &Owner,
+        view: &View,
+    ) -> Facts {
+        let limits = &scene.config.guardrails;
+        let now_us = scene.now_us;
+        Facts {
+            killed_global: scene.killed_global,
+            killed_tenant: scene.killed_tenant,
+            feed_late: now_us - account.heard_us > ms_to_us(limits.feed_late_ms),
+            anomaly: self.row.anomaly.alarm,
+            events: view.long.conversions,
+            matured_events: view.mature.conversions,
+            age_us: now_us - self.first_seen_us,
+            since_change_us: owner.changed_us.map(|changed| now_us - changed),
+            moved_24h: owner.moved(now_us, DAY_US),
+            moved_7d: owner.moved(now_us, 7 * DAY_US),
+            conversions: view.long.conversions,
+            budget_left: true,
+            before_micros: owner.actual.bid_micros,
+            floor_micros: goal.bid_floor_micros,
+            cap_micros: goal.bid_cap_micros,
+            daily_budget_micros: goal.daily_budget_micros,
+        }
+    }
+
+    /// What the bid book publishes of it.
+    pub(crate) fn quote(&self, objective: &Objective, owner: &Owner) -> Quote {
+        let goal = &objective.goal;
+        let stopped = match (is_paused(&owner.actual), self.stopped_day_us) {
+            (true, Some(_)) => Some(reason::BUDGET_SPENT),
+            (true, None) => Some(reason::PAUSED),
+            (false, _) => None,
+        };
+        let estimate = Rates { click: self.row.ctr.mean, conversion: self.row.cvr.mean };
+        Quote {
+            goal: objective.name.clone(),
+            bid_micros: owner.actual.bid_micros.filter(|_| stopped.is_none()),
+            stopped,
+            mu: self.duals.map_or(0.0, |duals| duals.mu()),
+            lambda: match objective.policy.price_micros() {
+                Some(_) => self.duals.map_or(0.0, |duals| duals.lambda()),
+                None => 0.0,
+            },
+            rates: self.model_rates.map_or(estimate, |known| known.2),
+            counts_clicks: self.unit == Some(Unit::Clicks),
+            pricing: goal.pricing,
+            floor_micros: goal.bid_floor_micros,
+            cap_micros: goal.bid_cap_micros,
+        }
+    }
+
+    /// Takes the last day into the learned response, if a row came since.
+    pub(crate) fn learn_response(&mut self, objective: &Objective, windows: &Windows) {
+        if !std::mem::take(&mut self.new_for_response) {
+            return;
+        }
+        let view = View::at(windows, &self.row, us_of_tick(self.row.tick), i64::MIN);
+        let Some(basis) = Basis::of(&self.row, &view, objective.goal.pricing) else {
+            return;
+        };
+        let unit = self.unit.unwrap_or(Unit::Clicks);
+        let (spend, value) = (view.recent.cost_micros as f64, basis.realised(unit, &view.recent));
+        match &mut self.response {
+            Some(response) => response.learn(spend, value, view.recent.clicks as f64),
+            None => self.response = Response::through(spend, value),
+        }
+    }
+}
+
+/// Why the budget at the platform should be another, if it should.
+fn budget_change(
+    owner: &Owner,
+    budget: i64,
+    shared: bool,
+    now_us: i64,
+) -> Option<(Driver, &'static str)> {
+    let edited = owner.foreign_edit_us.is_some_and(|edited| now_us - edited < 3 * DAY_US);
+    match owner.actual.budget_micros {
+        None => Some((Driver::Wish, reason::ESTABLISH_BUDGET)),
+        Some(actual) if actual == budget => None,
+        // Somebody lowered it on purpose: that is respected for three days.
+        Some(actual) if edited && actual < budget => None,
+        // Shares within 1 % of each other are not worth a write.
+        Some(actual) if shared && (actual - budget).abs() <= budget / 100 => None,
+        Some(_) if shared => Some((Driver::Reallocation, reason::REALLOCATED)),
+        Some(_) => Some((Driver::Wish, reason::BUDGET_CHANGED)),
+    }
+}

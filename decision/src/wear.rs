@@ -1,0 +1,343 @@
+//! Worn-out creatives and unusual delivery: rotation where a fresh sibling can take over, a message
+//! to people everywhere else.
+//!
+//! | row | worn out | anomalous |
+//! |---|---|---|
+//! | creative, under a goal, with a fresh sibling | rotation to the best sibling | – |
+//! | creative otherwise | alert | – |
+//! | ad group | alert | – |
+//! | campaign, account, tenant | alert | alert |
+//!
+//! The best sibling has the highest posterior mean of clicks times conversions per click among
+//! those that are fresh by their own baseline, deliver, and have enough clicks.
+//!
+//! One episode makes one decision: it opens with the state, and closes when the state is gone. An
+//! attempt that a guardrail blocked is repeated after `rotation.retry_ms`, and a new episode of the
+//! same entity is not told about sooner than that either, so that flapping does not shout.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use omnify_operators::model::{
+    EntityId, EntityInfo, EntityKey, FatigueState, FeatureRow, Level, us_of_tick,
+};
+
+use crate::action::{Setting, Verdict};
+use crate::bid::BidBook;
+use crate::campaign::Scene;
+use crate::codes::{alert, policy, reason};
+use crate::draft::{Draft, Outcomes};
+use crate::guardrail::{Driver, Facts, Proposal};
+use crate::ledger::{Ledger, is_paused};
+use crate::model::Rates;
+use crate::steer::ms_to_us;
+
+/// Rates are published to the bid book when they moved by more than this.
+const PUBLISH_ABOVE: f64 = 0.05;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Trouble {
+    Wear,
+    Anomaly,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Episode {
+    /// Decided; nothing more to do until it is over.
+    open: bool,
+    /// When the last decision was made about it.
+    told_us: Option<i64>,
+}
+
+struct Creative {
+    info: Arc<EntityInfo>,
+    rates: Rates,
+    published: Rates,
+    clicks: i64,
+    state: FatigueState,
+    /// Moved away from by a rotation of ours.
+    retired: bool,
+}
+
+struct Group {
+    key: EntityKey,
+    /// Position of its owner in the ledger.
+    owner: usize,
+    goal: Vec<usize>,
+    /// Positions in `creatives`, by order of outputs.
+    creatives: Vec<usize>,
+}
+
+/// What is remembered of creatives, their ad groups, and open episodes.
+#[derive(Default)]
+pub(crate) struct Wear {
+    creatives: Vec<Creative>,
+    creative_at: HashMap<EntityId, usize>,
+    groups: Vec<Group>,
+    group_at: HashMap<EntityId, usize>,
+    episodes: HashMap<(EntityId, Trouble), Episode>,
+}
+
+/// The goal of an ad group's campaign: its name, if there is one.
+pub(crate) struct GoalOf<'a> {
+    /// Positions of the goals that cover a key.
+    pub(crate) covering: &'a dyn Fn(&EntityInfo) -> Vec<usize>,
+    /// Name of the first active of these goals.
+    pub(crate) active: &'a dyn Fn(&[usize]) -> Option<Arc<str>>,
+    /// The empty name.
+    pub(crate) none: &'a Arc<str>,
+}
+
+impl Wear {
+    /// Takes in a row of any level; decides if it opens an episode.
+    pub(crate) fn meet(
+        &mut self,
+        scene: &Scene<'_>,
+        info: &Arc<EntityInfo>,
+        row: &FeatureRow,
+        ledger: &mut Ledger,
+        book: &mut BidBook,
+        goals: &GoalOf<'_>,
+    ) -> [Option<Outcomes>; 2] {
+        let mut out = [None, None];
+        if info.level == Level::Creative {
+            self.note_creative(info, row, ledger, book, goals);
+        }
+        let worn = row.fatigue.state == FatigueState::WearingOut;
+        let well = row.fatigue.state == FatigueState::Fresh;
+        if self.due(scene, info, Trouble::Wear, worn, well) {
+            let made = match info.level {
+                Level::Creative => self.rotate(scene, info, row, ledger, goals),
+                _ => tell(scene, info, row, goals.none, Trouble::Wear, None),
+            };
+            self.decided(scene, info, Trouble::Wear, &made);
+            out[0] = Some(made);
+        }
+        let watched = info.level <= Level::Campaign;
+        if watched && self.due(scene, info, Trouble::Anomaly, row.anomaly.alarm, !row.anomaly.alarm)
+        {
+            let made = tell(scene, info, row, goals.none, Trouble::Anomaly, None);
+            self.decided(scene, info, Trouble::Anomaly, &made);
+            out[1] = Some(made);
+        }
+        out
+    }
+
+    /// Whether trouble is there and not dealt with; closes the episode when it is over.
+    fn due(
+        &mut self,
+        scene: &Scene<'_>,
+        info: &EntityInfo,
+        trouble: Trouble,
+        there: bool,
+        over: bool,
+    ) -> bool {
+        if !there {
+            if over && let Some(episode) = self.episodes.get_mut(&(info.id, trouble)) {
+                episode.open = false;
+            }
+            return false;
+        }
+        let episode = self.episodes.entry((info.id, trouble)).or_default();
+        let retry_us = ms_to_us(scene.config.rotation.retry_ms);
+        !episode.open && episode.told_us.is_none_or(|told| scene.now_us - told >= retry_us)
+    }
+
+    fn decided(&mut self, scene: &Scene<'_>, info: &EntityInfo, trouble: Trouble, made: &Outcomes) {
+        let settled = matches!(made.decision.verdict, Verdict::Act | Verdict::Propose);
+        let episode = Episode { open: settled, told_us: Some(scene.now_us) };
+        self.episodes.insert((info.id, trouble), episode);
+    }
+
+    fn note_creative(
+        &mut self,
+        info: &Arc<EntityInfo>,
+        row: &FeatureRow,
+        ledger: &mut Ledger,
+        book: &mut BidBook,
+        goals: &GoalOf<'_>,
+    ) {
+        let rates = Rates { click: row.ctr.mean, conversion: row.cvr.mean };
+        let at = match self.creative_at.get(&info.id) {
+            Some(at) => *at,
+            None => self.add_creative(info, ledger, goals),
+        };
+        let creative = &mut self.creatives[at];
+        creative.rates = rates;
+        creative.clicks = row.ctr.successes;
+        if creative.state != FatigueState::Fresh && row.fatigue.state == FatigueState::Fresh {
+            creative.retired = false;
+        }
+        creative.state = row.fatigue.state;
+        let moved = |new: f64, old: f64| (new - old).abs() > PUBLISH_ABOVE * old;
+        if moved(rates.click, creative.published.click)
+            || moved(rates.conversion, creative.published.conversion)
+        {
+            creative.published = rates;
+            book.set_creative(&info.key, rates);
+        }
+    }
+
+    fn add_creative(
+        &mut self,
+        info: &Arc<EntityInfo>,
+        ledger: &mut Ledger,
+        goals: &GoalOf<'_>,
+    ) -> usize {
+        let at = self.creatives.len();
+        self.creatives.push(Creative {
+            info: info.clone(),
+            rates: Rates { click: 0.0, conversion: 0.0 },
+            published: Rates { click: 0.0, conversion: 0.0 },
+            clicks: 0,
+            state: FatigueState::Insufficient,
+            retired: false,
+        });
+        self.creative_at.insert(info.id, at);
+        let group_id = info.ancestors[Level::AdGroup as usize];
+        let group = match (self.group_at.get(&group_id), info.key.parent()) {
+            (Some(group), _) => *group,
+            (None, Some(key)) => {
+                let (owner, goal) = (ledger.position(&key), (goals.covering)(info));
+                self.groups.push(Group { key, owner, goal, creatives: Vec::new() });
+                self.group_at.insert(group_id, self.groups.len() - 1);
+                self.groups.len() - 1
+            }
+            // A creative's key always has a parent.
+            (None, None) => return at,
+        };
+        let creatives = &self.creatives;
+        let order = |at: &usize| (creatives[*at].info.order, &creatives[*at].info.key);
+        let siblings = &mut self.groups[group].creatives;
+        let place = siblings.partition_point(|sibling| order(sibling) < order(&at));
+        siblings.insert(place, at);
+        at
+    }
+
+    /// Rotation to the best sibling, or an alert when there is none or no goal.
+    fn rotate(
+        &mut self,
+        scene: &Scene<'_>,
+        info: &Arc<EntityInfo>,
+        row: &FeatureRow,
+        ledger: &mut Ledger,
+        goals: &GoalOf<'_>,
+    ) -> Outcomes {
+        let group_id = info.ancestors[Level::AdGroup as usize];
+        let Some(group) = self.group_at.get(&group_id).map(|at| &self.groups[*at]) else {
+            return tell(scene, info, row, goals.none, Trouble::Wear, Some(reason::NO_SIBLING));
+        };
+        let Some(goal) = (goals.active)(&group.goal) else {
+            return tell(scene, info, row, goals.none, Trouble::Wear, Some(reason::NO_GOAL));
+        };
+        let Some(best) = self.best_sibling(scene, group, info, ledger) else {
+            return tell(scene, info, row, &goal, Trouble::Wear, Some(reason::NO_SIBLING));
+        };
+        let (to, owner) = (self.creatives[best].info.key.clone(), group.owner);
+        let mut draft = Draft::new(info, scene.tick, &goal, policy::FATIGUE, row);
+        draft.reasons.push(reason::WEARING_OUT);
+        let owner = ledger.at(owner);
+        if owner.in_flight.is_some() {
+            return draft.hold(reason::IN_FLIGHT);
+        }
+        let proposal = Proposal {
+            setting: Setting::Rotate { from: info.key.clone(), to },
+            driver: Driver::Rotation,
+            certainty: row.fatigue.probability,
+        };
+        let facts = facts(scene, row);
+        let made = draft.ruled(scene.config, &facts, None, proposal, &group.key, Some(owner));
+        if made.action.is_some()
+            && let Some(at) = self.creative_at.get(&info.id)
+        {
+            self.creatives[*at].retired = true;
+            self.creatives[best].retired = false;
+        }
+        made
+    }
+
+    fn best_sibling(
+        &self,
+        scene: &Scene<'_>,
+        group: &Group,
+        worn: &EntityInfo,
+        ledger: &Ledger,
+    ) -> Option<usize> {
+        let enough = scene.config.rotation.clicks_min;
+        let can_take_over = |creative: &Creative| {
+            let paused =
+                ledger.get(&creative.info.key).is_some_and(|owner| is_paused(&owner.actual));
+            creative.info.id != worn.id
+                && creative.state == FatigueState::Fresh
+                && creative.clicks >= enough
+                && !creative.retired
+                && !paused
+        };
+        // Without any conversion estimate all products are 0 and clicks decide.
+        let worth = |creative: &Creative| {
+            (creative.rates.conversion_per_impression(), creative.rates.click)
+        };
+        let fit = group.creatives.iter().copied().filter(|at| can_take_over(&self.creatives[*at]));
+        fit.fold(None, |best: Option<usize>, at| match best {
+            Some(known) if worth(&self.creatives[known]) >= worth(&self.creatives[at]) => best,
+            _ => Some(at),
+        })
+    }
+
+    /// A rotation was refused or never happened: the creative may be rotated away from again.
+    pub(crate) fn undo_rotation(&mut self, from: EntityId) {
+        if let Some(at) = self.creative_at.get(&from) {
+            self.creatives[*at].retired = false;
+        }
+        self.episodes.remove(&(from, Trouble::Wear));
+    }
+
+    /// Id of the creative with this key.
+    pub(crate) fn creative_named(&self, group: &EntityKey, key: &EntityKey) -> Option<EntityId> {
+        let group = self.groups.iter().find(|known| known.key == *group)?;
+        let infos = group.creatives.iter().map(|at| &self.creatives[*at].info);
+        infos.filter(|info| info.key == *key).map(|info| info.id).next()
+    }
+}
+
+fn facts(scene: &Scene<'_>, row: &FeatureRow) -> Facts {
+    let conversions = row.windows.iter().map(|sums| sums.conversions).max().unwrap_or(0);
+    Facts {
+        killed_global: scene.killed_global,
+        killed_tenant: scene.killed_tenant,
+        feed_late: false, // the row that says so arrived this tick
+        anomaly: row.anomaly.alarm,
+        events: row.ctr.successes,
+        matured_events: row.ctr.successes,
+        age_us: us_of_tick(row.tick),
+        since_change_us: None,
+        moved_24h: 0.0,
+        moved_7d: 0.0,
+        conversions,
+        budget_left: true,
+        before_micros: None,
+        floor_micros: 0,
+        cap_micros: 0,
+        daily_budget_micros: 0,
+    }
+}
+
+fn tell(
+    scene: &Scene<'_>,
+    info: &Arc<EntityInfo>,
+    row: &FeatureRow,
+    goal: &Arc<str>,
+    trouble: Trouble,
+    why_not: Option<&'static str>,
+) -> Outcomes {
+    let (policy, reason, code) = match trouble {
+        Trouble::Wear => (policy::FATIGUE, reason::WEARING_OUT, alert::WEARING_OUT),
+        Trouble::Anomaly => (policy::ANOMALY, reason::ANOMALY, alert::ANOMALY),
+    };
+    let mut draft = Draft::new(info, scene.tick, goal, policy, row);
+    draft.reasons.push(reason);
+    draft.reasons.extend(why_not);
+    let setting = Setting::Alert { code: code.to_owned() };
+    let proposal = Proposal { setting, driver: Driver::Alert, certainty: 1.0 };
+    draft.ruled(scene.config, &facts(scene, row), None, proposal, &info.key, None)
+}
