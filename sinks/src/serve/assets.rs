@@ -8,10 +8,14 @@ use super::error::ApiError;
 use super::router::{OPENAPI, Shared};
 
 /// Name, type and text of every file of the page.
-pub(super) const FILES: [(&str, &str, &str); 6] = [
+pub(super) const FILES: [(&str, &str, &str); 10] = [
     ("app.js", JS, include_str!("page/app.js")),
+    ("api.js", JS, include_str!("page/api.js")),
+    ("charts.js", JS, include_str!("page/charts.js")),
+    ("dom.js", JS, include_str!("page/dom.js")),
+    ("entities.js", JS, include_str!("page/entities.js")),
     ("format.js", JS, include_str!("page/format.js")),
-    ("words.js", JS, include_str!("page/words.js")),
+    ("panels.js", JS, include_str!("page/panels.js")),
     ("style.css", CSS, include_str!("page/style.css")),
     ("uplot.js", JS, include_str!("page/vendor/uPlot-1.6.32.iife.min.js")),
     ("uplot.css", CSS, include_str!("page/vendor/uPlot-1.6.32.min.css")),

@@ -339,6 +339,8 @@ impl Board {
         let ahead = (decision.pacing_error * goal.daily_budget_micros as f64) as i64;
         Some(Pacing {
             goal: decision.goal.clone(),
+            objective: goal.objective,
+            pricing: goal.pricing,
             spent_micros,
             planned_micros: spent_micros.map(|spent| spent.saturating_sub(ahead)),
             budget_micros: goal.daily_budget_micros,

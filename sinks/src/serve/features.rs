@@ -30,6 +30,10 @@ pub(super) struct FeaturesQuery {
     state: Option<FatigueState>,
     /// Only this entity and those below it.
     under: Option<EntityKey>,
+    /// Deepest level to list.
+    down_to: Option<Level>,
+    /// Text that the entity's path contains, in any case.
+    contains: Option<String>,
     #[serde(default)]
     sort: Sort,
     /// Window that `sort` looks at; the first one when left out.
@@ -83,8 +87,11 @@ fn page(snapshot: &Snapshot, scope: &Scope, query: &FeaturesQuery) -> Result<Vec
     let limit = limit_of(query.limit, LIMIT_DEFAULT)?;
     let root = root_of(scope, query.tenant.as_deref(), query.under.as_ref())?;
     let window = window_of(snapshot, query.window.as_deref())?;
+    let text = query.contains.as_deref().unwrap_or_default().to_lowercase();
     let wanted = |row: &&Row| {
         query.level.is_none_or(|level| row.info.level == level)
+            && query.down_to.is_none_or(|level| row.info.level <= level)
+            && (text.is_empty() || row.info.key.as_str().to_lowercase().contains(&text))
             && query.state.is_none_or(|state| row.features.fatigue.state == state)
             && query
                 .platform

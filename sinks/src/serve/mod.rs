@@ -37,9 +37,7 @@ mod view;
 pub use board::{Board, BoardConfig, CurrencyOf};
 pub use counters::{Conservation, Counters, LatencyMs, Problem, Watermarks};
 pub use feed::{ActionFeed, ActionState, DecisionFeed, KeptAction, KeptDecision};
-pub use ports::{
-    Accepted, BidError, BidRequest, Bidder, Ingest, IngestFuture, Push, PushError, PushFormat,
-};
+pub use ports::{Accepted, BidError, Bidder, Ingest, IngestFuture, Push, PushError, PushFormat};
 pub use router::{AppState, BuildInfo, Limits, OPENAPI, Present, router};
 pub use server::serve;
 pub use snapshot::{Pacing, PulsePoint, Row, Setup, Snapshot, Spark, SparkPoint};

@@ -4,8 +4,8 @@ use std::future::Future;
 use std::pin::Pin;
 
 use bytes::Bytes;
-use omnify_operators::model::EntityKey;
-use serde::{Deserialize, Serialize};
+use omnify_decision::bid::{BidAnswer, BidContext};
+use serde::Serialize;
 
 use super::tokens::Scope;
 
@@ -71,17 +71,7 @@ pub trait Ingest: Send + Sync {
     fn push(&self, push: Push) -> IngestFuture<'_>;
 }
 
-/// A question for a bid.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct BidRequest {
-    /// The campaign, ad group or creative that would bid.
-    pub entity: EntityKey,
-    /// What is known of the opportunity: hour, device, placement and so on.
-    #[serde(default)]
-    pub context: serde_json::Map<String, serde_json::Value>,
-}
-
-/// Why there is no bid.
+/// Why there is no answer at all.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BidError {
     /// The context cannot be read.
@@ -98,6 +88,6 @@ pub enum BidError {
 /// Answers bids from the decision stage's state, in well under a millisecond and without waiting:
 /// it is called on a thread that serves other requests too.
 pub trait Bidder: Send + Sync {
-    /// The bid for `request`, as a JSON object.
-    fn bid(&self, request: &BidRequest) -> Result<serde_json::Value, BidError>;
+    /// The bid for `context`; an answer without a bid says why in its reasons.
+    fn bid(&self, context: &BidContext) -> Result<BidAnswer, BidError>;
 }

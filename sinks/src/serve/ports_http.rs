@@ -6,9 +6,10 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use bytes::Bytes;
+use omnify_decision::bid::BidContext;
 
 use super::error::ApiError;
-use super::ports::{BidError, BidRequest, Push, PushError, PushFormat};
+use super::ports::{BidError, Push, PushError, PushFormat};
 use super::router::{App, Shared};
 use super::status::no_store;
 use super::tokens::Scope;
@@ -100,22 +101,22 @@ pub(super) async fn bids(
         return Err(ApiError::new(status, "content_type", "a bid request is JSON", hint));
     }
     let body = read(body, BID_BYTES_MAX).await?;
-    let request: BidRequest = serde_json::from_slice(&body).map_err(|bad| {
-        let hint = r#"send {"entity": "tenant/platform/account/campaign", "context": {...}}"#;
+    let context: BidContext = serde_json::from_slice(&body).map_err(|bad| {
+        let hint = r#"send {"key": "tenant/platform/account/campaign"}; see /openapi.json"#;
         ApiError::new(StatusCode::BAD_REQUEST, "malformed", bad.to_string(), hint)
     })?;
-    if !scope.sees(&request.entity) {
-        return Err(ApiError::wrong_tenant(request.entity.tenant()));
+    if !scope.sees(&context.key) {
+        return Err(ApiError::wrong_tenant(context.key.tenant()));
     }
-    bid(&app, &request)
+    bid(&app, &context)
 }
 
-fn bid(app: &App, request: &BidRequest) -> Result<Response, ApiError> {
+fn bid(app: &App, context: &BidContext) -> Result<Response, ApiError> {
     let bidder = app.state.bidder.as_ref().ok_or_else(|| {
         let hint = "configure a goal; see the decision section of the configuration";
         unavailable("no_bidder", "this engine answers no bids", hint)
     })?;
-    let bid = bidder.bid(request).map_err(|error| match error {
+    let bid = bidder.bid(context).map_err(|error| match error {
         BidError::Invalid(text) => {
             let hint = "see /openapi.json for the request";
             ApiError::new(StatusCode::BAD_REQUEST, "invalid_context", text, hint)

@@ -153,6 +153,7 @@ pub(super) fn build(state: AppState, closing: Arc<watch::Sender<bool>>) -> Route
         .route("/v1/actions", get(feeds::actions))
         .route("/v1/stream", get(stream::stream))
         .route("/v1/status", get(status::status))
+        .route("/v1/codes", get(status::codes))
         .route("/v1/events", post(ports_http::events))
         .route("/v1/bids", post(ports_http::bids))
         .layer(from_fn_with_state(app.clone(), authorize));

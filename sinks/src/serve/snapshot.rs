@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 
 use omnify_decision::control::Actual;
+use omnify_decision::goal::{Objective, Pricing};
 use omnify_operators::model::{
     Currency, EntityInfo, EntityKey, FeatureRow, MAX_WINDOWS, Tick, WindowSpec,
 };
@@ -28,6 +29,10 @@ pub(super) type Chunk = Vec<Option<Row>>;
 pub struct Pacing {
     /// The goal it serves.
     pub goal: Arc<str>,
+    /// What the goal optimises.
+    pub objective: Objective,
+    /// How its bids are priced.
+    pub pricing: Pricing,
     /// Spent so far today; `None` when no `day` window is configured.
     pub spent_micros: Option<i64>,
     /// What the spend plan wanted by now; `None` when spend is not known.

@@ -1,11 +1,12 @@
 //! Health, readiness, status and the Prometheus text.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use omnify_decision::codes::{self, Code};
 use omnify_operators::model::Tick;
 use serde::Serialize;
 use serde_json::json;
@@ -124,6 +125,23 @@ pub(super) async fn status(
             }),
         })
     })
+}
+
+/// What every code of a decision means, from the decision stage's own table.
+pub(super) async fn codes() -> Response {
+    let table = |codes: &'static [Code]| -> BTreeMap<&str, &str> {
+        codes.iter().map(|code| (code.code, code.meaning)).collect()
+    };
+    let all = json!({
+        "policies": table(codes::policy::ALL),
+        "reasons": table(codes::reason::ALL),
+        "guardrails": table(codes::guardrail::ALL),
+        "alerts": table(codes::alert::ALL),
+    });
+    let mut response = Json(all).into_response();
+    let hour = HeaderValue::from_static("private, max-age=3600");
+    response.headers_mut().insert(header::CACHE_CONTROL, hour);
+    response
 }
 
 pub(super) async fn prometheus(
