@@ -85,6 +85,7 @@ mod maths;
 mod platform;
 mod report;
 mod rhythm;
+mod settings;
 mod totals;
 mod truth;
 mod world;

@@ -3,6 +3,12 @@
 use omnify_operators::model::{EntityKey, EventTime};
 use serde::Serialize;
 
+use crate::action::Status;
+use crate::delivery::converting_share;
+use crate::market::Market;
+use crate::totals::{CampaignTotals, Totals};
+use crate::world::win_curve;
+
 /// The truth about a campaign. Amounts are in the account's currency.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CampaignTruth {
@@ -81,6 +87,80 @@ pub(crate) fn onset_exposure(gamma: f64) -> Option<f64> {
         if wear(middle, gamma) > ONSET { low = middle } else { high = middle }
     }
     Some(high)
+}
+
+impl Market {
+    /// Totals since the start.
+    pub fn totals(&self) -> Totals {
+        let campaigns = self.world.campaigns.iter().zip(&self.campaigns);
+        let campaigns = campaigns.map(|(campaign, state)| {
+            let account = &self.world.accounts[campaign.account as usize];
+            CampaignTotals {
+                campaign: campaign.key.clone(),
+                currency: account.currency,
+                usd_per_unit: account.usd_per_unit,
+                stats: state.booked.stats,
+                expected_conversions_micros: state.booked.expected_conversions_micros,
+                expected_value_micros: state.booked.expected_value_micros,
+            }
+        });
+        Totals { until_us: self.now_us(), campaigns: campaigns.collect() }
+    }
+
+    /// The truth now.
+    pub fn truth(&self) -> Truth {
+        let campaigns = (0..self.campaigns.len()).map(|index| self.campaign_truth(index));
+        let creatives = (0..self.creatives.len()).map(|index| self.creative_truth(index));
+        Truth { campaigns: campaigns.collect(), creatives: creatives.collect() }
+    }
+
+    fn campaign_truth(&self, index: usize) -> CampaignTruth {
+        let campaign = &self.world.campaigns[index];
+        let hidden = &campaign.truth;
+        let range = campaign.creatives.start as usize..campaign.creatives.end as usize;
+        let live: Vec<f64> = range
+            .filter(|creative| {
+                let group = self.world.creatives[*creative].ad_group as usize;
+                self.creatives[*creative].status == Status::Enabled
+                    && self.ad_groups[group] == Status::Enabled
+            })
+            .map(|creative| self.creatives[creative].ctr)
+            .collect();
+        let ctr = live.iter().sum::<f64>() / live.len().max(1) as f64;
+        let bid = self.campaigns[index].bid_micros as f64;
+        CampaignTruth {
+            campaign: campaign.key.clone(),
+            cvr: hidden.cvr,
+            value_mean_micros: hidden.value_mean_micros,
+            audience: hidden.audience,
+            worth_cpm_micros: ctr
+                * hidden.cvr
+                * converting_share(&self.config)
+                * hidden.value_mean_micros
+                * 1e3,
+            target_bid_micros: hidden.target_bid_micros.round() as i64,
+            win_share: win_curve(bid, hidden.price_log_mean, hidden.price_log_sd).0,
+        }
+    }
+
+    fn creative_truth(&self, index: usize) -> CreativeTruth {
+        let creative = &self.world.creatives[index];
+        let state = &self.creatives[index];
+        let audience = self.world.campaigns[creative.campaign as usize].truth.audience as f64;
+        let exposure = state.impressions as f64 / audience;
+        CreativeTruth {
+            creative: creative.key.clone(),
+            ctr_fresh: creative.truth.ctr_fresh,
+            ctr: state.ctr,
+            gamma: creative.truth.gamma,
+            impressions: state.impressions,
+            reach: state.impressions as f64 / frequency(exposure),
+            frequency: frequency(exposure),
+            onset_us: state.onset_us,
+            onset_impressions: onset_exposure(creative.truth.gamma)
+                .map(|exposure| (exposure * audience).ceil() as u64),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -59,6 +59,31 @@ fn a_daily_budget_is_never_exceeded() {
 }
 
 #[test]
+fn a_tight_budget_is_not_exceeded_by_one_auction() {
+    let mut market = market(small_events(), 2);
+    for campaign in market.campaigns().to_vec() {
+        // A hundred impressions at most, and not a multiple of their price.
+        let budget_micros = (campaign.start_bid_micros / 10 + 7)
+            .max(market.accounts()[campaign.account as usize].budget_min_micros);
+        market.apply(&campaign.key, &Setting::Budget { budget_micros }, None).expect("a budget");
+    }
+    let mut exhausted = 0;
+    for minute in 1..=6 * 60 {
+        market.advance_discarding(market.config().start_us + minute * 60_000_000);
+        for found in market.settings_page(0, usize::MAX) {
+            let (Some(spent), Some(budget)) = (found.spent_today_micros, found.daily_budget_micros)
+            else {
+                continue;
+            };
+            assert!(spent <= budget, "{} spent {spent} of {budget}", found.entity);
+            let bid = found.bid_micros.expect("campaigns have bids");
+            exhausted += u32::from(spent > budget - bid / 1_000);
+        }
+    }
+    assert!(exhausted > 100, "only {exhausted} budgets were tight");
+}
+
+#[test]
 fn creatives_wear_out_as_their_truth_says() {
     let config = MarketConfig {
         wear_days_median: 0.5,
@@ -209,7 +234,13 @@ fn report_rows_restate_to_what_the_events_say() {
 
 #[test]
 fn true_value_is_what_revenue_comes_to() {
-    let config = MarketConfig { impressions_per_day: 600_000, ..small_events() };
+    // Many invalid clicks and late conversions, so that leaving them out of the truth would show.
+    let config = MarketConfig {
+        impressions_per_day: 600_000,
+        invalid_share: 0.25,
+        attribution_us: DAY_US,
+        ..small_events()
+    };
     let mut market = market(config, 17);
     market.advance_discarding(hours(&market, 24));
     let shown = market.totals().sum();
