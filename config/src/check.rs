@@ -255,13 +255,13 @@ fn engine(config: &Config, check: &mut Check) {
         "replay.tick",
         "must be whole milliseconds, for example \"1m\"",
     );
+    check.span("replay.decide_every", config.replay.decide_every);
     check.at_least_one("replay.reorder_rows", config.replay.reorder_rows);
     check.at_least_one("replay.batch_rows", config.replay.batch_rows);
 }
 
 fn validation(config: &Config, check: &mut Check) {
     let validation = &config.validation;
-    check.at_least_one("validation.dedup_ids_max", validation.dedup_ids_max);
     check.at_least_one("validation.dedup_reports_max", validation.dedup_reports_max);
     check.require(
         validation.line_bytes_max.bytes() >= 1024,
@@ -285,30 +285,16 @@ fn detectors(config: &Config, check: &mut Check) {
     let fatigue = &config.fatigue;
     check.share("fatigue.onset_ratio", fatigue.onset_ratio);
     check.share("fatigue.probability", fatigue.probability);
-    check.share("fatigue.recovery_probability", fatigue.recovery_probability);
-    check.require(
-        fatigue.recovery_probability < fatigue.probability,
-        "fatigue.recovery_probability",
-        "must be below fatigue.probability, or the verdict flutters",
-    );
     check.require(fatigue.baseline_days >= 1, "fatigue.baseline_days", "must be at least 1");
     check.require(fatigue.recent_days >= 1, "fatigue.recent_days", "must be at least 1");
     check.require(fatigue.baseline_clicks >= 1, "fatigue.baseline_clicks", "must be at least 1");
     check.require(fatigue.recent_clicks >= 1, "fatigue.recent_clicks", "must be at least 1");
     let anomaly = &config.anomaly;
-    check.share("anomaly.quantile", anomaly.quantile);
-    check.share("anomaly.onset_decay", anomaly.onset_decay);
-    check.positive("anomaly.threshold", anomaly.threshold);
-    check.at_least_one("anomaly.warmup_panes", anomaly.warmup_panes);
+    check.positive("anomaly.alarm_score", anomaly.alarm_score);
 }
 
 fn decision(config: &Config, check: &mut Check) {
     check.span("decision.action_ttl", config.decision.action_ttl);
-    check.require(
-        (0.0..=1.0).contains(&config.decision.hold_sample),
-        "decision.hold_sample",
-        "must lie between 0 and 1",
-    );
     let controller = &config.controller;
     check.span("controller.period", controller.period);
     check.span("controller.horizon", controller.horizon);
@@ -401,14 +387,16 @@ fn outputs(config: &Config, check: &mut Check) {
         let message = "is set without a password: name kafka.password_env or kafka.password_file";
         check.problem("kafka.username", message);
     }
-    check.share("learn.holdout", config.learn.holdout);
-    check.at_least_one("learn.epochs", config.learn.epochs);
-    check.not_negative("learn.gain_min", config.learn.gain_min);
+    check.require(config.learn.passes >= 1, "learn.passes", "is 0; it must be at least 1");
     check.at_least_one("demo.tenants", config.demo.tenants);
     check.at_least_one("demo.campaigns", config.demo.campaigns);
     check.at_least_one("demo.creatives", config.demo.creatives);
-    check.positive("demo.auctions_per_s", config.demo.auctions_per_s);
-    check.positive("demo.speed", config.demo.speed);
+    check.require(
+        config.demo.impressions_per_day >= 1,
+        "demo.impressions_per_day",
+        "is 0; it must be at least 1",
+    );
+    check.span("demo.speed", config.demo.speed);
 }
 
 fn goals(config: &Config, check: &mut Check) -> Vec<CheckedGoal> {

@@ -102,6 +102,8 @@ pub struct Engine {
 pub struct Replay {
     /// Tick of foreign files: event times are rounded up to it.
     pub tick: Span,
+    /// Shortest time between two evaluations of one entity over foreign files.
+    pub decide_every: Span,
     /// Rows held back to put slightly disordered files in order; rows later than that pass as late.
     pub reorder_rows: usize,
     /// Rows decoded at a time: large enough to be fast, small enough to bound memory.
@@ -119,8 +121,6 @@ pub struct Validation {
     pub entity_grace: Span,
     /// How long an event id is remembered to refuse its repetition.
     pub dedup_horizon: Span,
-    /// Most event ids remembered at once; beyond it the oldest are forgotten.
-    pub dedup_ids_max: usize,
     /// Report rows remembered to refuse exact repetitions; beyond it the oldest are forgotten.
     pub dedup_reports_max: usize,
     /// Tenants that may send; empty means any.
@@ -141,8 +141,6 @@ pub struct Fatigue {
     pub onset_ratio: f64,
     /// Posterior probability of that before an entity is called worn out.
     pub probability: f64,
-    /// Probability below which a worn-out entity is called fresh again (hysteresis).
-    pub recovery_probability: f64,
     /// Days of the baseline, from the first day with delivery.
     pub baseline_days: u32,
     /// Clicks that make a baseline mature: with 428 a fall of 20 % is seen with 90 % power.
@@ -157,15 +155,12 @@ pub struct Fatigue {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Anomaly {
-    /// Panes a series needs before it may raise an alarm.
-    pub warmup_panes: usize,
-    /// Quantile of the residuals beyond which the tail begins.
-    pub quantile: f64,
-    /// Score, in scale units of the tail, beyond which delivery is called anomalous.
-    pub threshold: f64,
-    /// Decay of the score to beat within an episode: one alarm for an episode, not one for each
-    /// pane.
-    pub onset_decay: f64,
+    /// Hours a series is watched before it may raise an alarm.
+    pub warmup_hours: u32,
+    /// Score, in mean excesses beyond the usual range, from which delivery is called anomalous.
+    pub alarm_score: f64,
+    /// Impressions that an hour needs before its cost per click is judged.
+    pub impressions_min: i64,
 }
 
 /// Section `[decision]`: how decisions are made.
@@ -179,9 +174,6 @@ pub struct Decision {
     pub autonomy: Autonomy,
     /// Time after which an action that was not executed is stale and expires.
     pub action_ttl: Span,
-    /// Share of decisions to hold (no-ops) that are recorded in the history; everything else always
-    /// is.
-    pub hold_sample: f64,
 }
 
 /// Section `[controller]`: gains and cadence of bid control.
@@ -350,12 +342,12 @@ pub struct Telemetry {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Learn {
-    /// Share of the newest time held out to judge a model.
-    pub holdout: f64,
-    /// Passes over the training rows.
-    pub epochs: usize,
-    /// Gain of held-out log loss that a challenger needs over the champion.
-    pub gain_min: f64,
+    /// Age from which the conversions of a click are taken as complete.
+    pub conversion_maturity: Span,
+    /// Clicks that a model needs to be learned from.
+    pub clicks_min: u64,
+    /// Passes over the training data.
+    pub passes: u32,
 }
 
 /// Section `[demo]`: the simulated market of `omnify demo`.
@@ -368,10 +360,12 @@ pub struct Demo {
     pub campaigns: usize,
     /// Creatives of each campaign.
     pub creatives: usize,
-    /// Auctions a second of simulated time.
-    pub auctions_per_s: f64,
-    /// Simulated seconds for each real second.
-    pub speed: f64,
+    /// Impressions a simulated day of the whole market.
+    pub impressions_per_day: u64,
+    /// Simulated days that pass before the engine may act.
+    pub warm_days: u32,
+    /// Simulated time for each real second.
+    pub speed: Span,
     /// Open the page in the browser.
     pub open: bool,
 }
