@@ -193,7 +193,7 @@ impl Dispatcher {
         let (ending, ended) = crossbeam_channel::bounded(1);
         let capabilities = sink.capabilities();
         let backoff = options.backoff;
-        let core = Core {
+        let mut core = Core {
             driver: Arc::new(Driver { sink, capabilities, backoff, now, counters }),
             shared: shared.clone(),
             ledger,
@@ -204,6 +204,8 @@ impl Dispatcher {
             tasks: HashMap::new(),
             parked: HashMap::new(),
         };
+        // Before anything can be submitted: the owners of unfinished actions are busy.
+        core.resume();
         let thread = std::thread::Builder::new()
             .name("actions".into())
             .spawn(move || {
@@ -308,7 +310,7 @@ struct Round {
 
 impl Core {
     fn run(mut self) {
-        self.resume();
+        self.hand_out();
         while let Some(round) = self.wait() {
             let now = (self.driver.now)();
             let mut answers = Vec::new();

@@ -83,8 +83,10 @@ impl Queue {
         Some(lane.waiting.remove(at))
     }
 
-    /// Something of `owner` is in flight that did not come from this queue.
+    /// Something of `owner` is in flight that did not come from this queue. Nothing of it may
+    /// wait yet.
     pub(super) fn make_busy(&mut self, owner: &EntityKey) {
+        debug_assert!(!self.lanes.contains_key(owner), "invariant 6: {owner} is known already");
         self.lanes.entry(owner.clone()).or_default().busy = true;
     }
 

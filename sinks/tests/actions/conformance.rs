@@ -11,7 +11,7 @@ use rdkafka::mocking::MockCluster;
 use tokio::runtime::Runtime;
 
 use crate::platform::Platform;
-use crate::rig::{action, actual, market, owner, runtime, PATIENCE};
+use crate::rig::{PATIENCE, action, actual, market, owner, runtime};
 
 /// A setting of each kind, with its owner.
 fn intent_of(kind: ActionKind, n: u32) -> Intent {

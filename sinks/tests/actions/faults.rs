@@ -9,7 +9,9 @@ use omnify_sinks::action::dispatcher::Backoff;
 use omnify_sinks::action::{Ledger, Options};
 
 use crate::platform::Fault;
-use crate::rig::{EXPIRES, NOW, Rig, action, actual, applied, bid, id, market, owner, pause, quick};
+use crate::rig::{
+    EXPIRES, NOW, Rig, action, actual, applied, bid, id, market, owner, pause, quick,
+};
 
 fn rejected_class(outcome: &Outcome) -> &str {
     match outcome {

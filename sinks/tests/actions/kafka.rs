@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use omnify_decision::control::Outcome;
 use omnify_sinks::action::{KafkaActions, KafkaOptions};
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use serde_json::Value;
 
 use crate::rig::{PATIENCE, Rig, action, applied, bid, id, owner, quick};

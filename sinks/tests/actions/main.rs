@@ -7,4 +7,5 @@ mod faults;
 mod kafka;
 mod platform;
 mod property;
+mod real_kafka;
 mod rig;
