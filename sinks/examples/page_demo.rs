@@ -1,7 +1,7 @@
 //! The page over a made-up engine: `cargo run -p omnify-sinks --example page_demo [PORT] [TICKS]`.
 //!
 //! Everything shown is a function of a tick counter, so two runs show the same at the same tick.
-//! TICKS of the past (default 900) are told before the server starts; PORT defaults to 9464.
+//! TICKS of the past (default 500) are told before the server starts; PORT defaults to 9464.
 //! With a third argument `empty` the board stays empty, to see how the page waits.
 
 use std::collections::BTreeMap;
@@ -31,7 +31,7 @@ const STEP_MS: u64 = 30_000;
 async fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let port: u16 = arguments.next().map_or(Ok(9464), |text| text.parse())?;
-    let past: u64 = arguments.next().map_or(Ok(900), |text| text.parse())?;
+    let past: u64 = arguments.next().map_or(Ok(500), |text| text.parse())?;
     let empty = arguments.next().is_some_and(|word| word == "empty");
     let mut world = World::new()?;
     let snapshots = world.board.subscribe();
@@ -65,6 +65,7 @@ struct World {
     entities: Vec<Arc<EntityInfo>>,
     counters: Counters,
     flying: Vec<(u64, Action)>,
+    bids: BTreeMap<u64, i64>,
 }
 
 /// A number in [0, 1) that depends only on its arguments.
@@ -137,7 +138,13 @@ impl World {
             publish_every_ms: 0,
             ..BoardConfig::default()
         });
-        Ok(World { board, entities, counters: Counters::default(), flying: Vec::new() })
+        Ok(World {
+            board,
+            entities,
+            counters: Counters::default(),
+            flying: Vec::new(),
+            bids: BTreeMap::new(),
+        })
     }
 
     fn step(&mut self, step: u64) {
@@ -163,8 +170,11 @@ impl World {
 
     fn decide(&mut self, info: &Arc<EntityInfo>, row: &FeatureRow, step: u64, roll: f64) {
         let tick = START + step * STEP_MS;
-        let before = 1_500_000 + (noise(info.order, step / 40) * 3e6) as i64;
-        let change = 1.0 + (noise(info.order, step) - 0.45) * 0.2;
+        let start = 1_500_000 + (noise(info.order, 3) * 3e6) as i64;
+        let before = *self.bids.entry(info.order).or_insert(start);
+        let lower = (45..80).contains(&((roll * 1_000.0) as u64));
+        let size = 0.02 + noise(info.order, step) * 0.08;
+        let change = if lower || before > 6_000_000 { 1.0 - size } else { 1.0 + size };
         let wanted = Setting::Bid { bid_micros: (before as f64 * change) as i64 };
         let (verdict, reasons, guardrails): (_, Vec<&'static str>, Vec<&'static str>) = match (roll
             * 1_000.0)
@@ -205,6 +215,7 @@ impl World {
         self.board.decision(&decision);
         *self.counters.decisions.entry(verdict.name()).or_default() += 1;
         if verdict == Verdict::Act {
+            self.bids.insert(info.order, (before as f64 * change) as i64);
             let before = Some(Setting::Bid { bid_micros: before });
             self.send(step, &decision, wanted, before, reasons);
         }

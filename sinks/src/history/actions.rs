@@ -22,7 +22,8 @@ fn text_list(name: &str) -> Field {
     Field::new(name, DataType::List(Arc::new(Field::new("element", DataType::Utf8, false))), false)
 }
 
-fn actions_schema() -> SchemaRef {
+/// The columns.
+pub(crate) fn actions_schema() -> SchemaRef {
     let mut fields = vec![
         Field::new("tick", DataType::Int64, false),
         Field::new("id", DataType::Utf8, false),
@@ -110,7 +111,8 @@ impl Buffer for ActionBuffer {
     }
 }
 
-fn outcomes_schema() -> SchemaRef {
+/// The columns.
+pub(crate) fn outcomes_schema() -> SchemaRef {
     let mut fields =
         vec![Field::new("tick", DataType::Int64, false), Field::new("seq", DataType::Int32, false)];
     fields.extend(path_fields(false));

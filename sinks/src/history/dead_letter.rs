@@ -67,7 +67,8 @@ impl DeadLetter {
     }
 }
 
-fn schema() -> SchemaRef {
+/// The columns.
+pub(crate) fn schema() -> SchemaRef {
     Arc::new(Schema::new(vec![
         Field::new("tick", DataType::Int64, false),
         text_field("source", false),

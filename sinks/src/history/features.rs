@@ -25,7 +25,8 @@ const RATIOS: [(&str, fn(&Stats) -> Option<f64>); 6] = [
     ("roas", Stats::roas),
 ];
 
-fn schema() -> SchemaRef {
+/// The columns.
+pub(crate) fn schema() -> SchemaRef {
     let mut fields = vec![
         text_field("window", false),
         Field::new("window_start", time_type(), false),

@@ -27,6 +27,7 @@ mod features;
 mod manifest;
 mod meta;
 mod part;
+mod read;
 mod row;
 mod table;
 mod ticks;
@@ -37,6 +38,22 @@ pub use digest::DecisionDigest;
 pub use error::{Difference, HistoryError};
 pub use manifest::{Manifest, Part};
 pub use meta::HistoryMeta;
+pub use read::{
+    DecisionRecord, Decisions, EventScan, HistoryReader, Progress, Replay, Ticks, Verification,
+};
 pub use table::{NO_TENANT, SCHEMA_VERSION, Table};
 pub use ticks::TickRecord;
 pub use writer::{CurrencyOf, HistoryWriter, Summary, TableSummary, WriterOptions};
+
+/// The columns of a table in a history of this run.
+pub(crate) fn schema_of(table: Table, meta: &HistoryMeta) -> arrow::datatypes::SchemaRef {
+    match table {
+        Table::Events => events::EVENTS.clone(),
+        Table::Features => features::schema(),
+        Table::Decisions => decisions::schema(&meta.windows),
+        Table::Actions => actions::actions_schema(),
+        Table::Outcomes => actions::outcomes_schema(),
+        Table::DeadLetters => dead_letter::schema(),
+        Table::Ticks => ticks::schema(),
+    }
+}
