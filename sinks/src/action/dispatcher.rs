@@ -5,7 +5,8 @@
 //! go as tasks of the given runtime and hands out the outcomes.
 //!
 //! # Bounds
-//! - `queue_max` actions wait; beyond it [`Dispatcher::submit`] turns new ones away.
+//! - `queue_max` actions wait; beyond it the oldest that is no pause gives way
+//!   ([`Dispatcher::submit`] returns it).
 //! - `in_flight_max` are being called. An action that stays unknown gives its place free but keeps
 //!   its owner; there is at most one of those per owner.
 //! - `outcomes_max` outcomes wait to be read; while more do, no new call begins.
@@ -14,7 +15,7 @@
 //! Nothing is called without a durable intent: the actions of that round end as
 //! [`Outcome::Expired`], which tells the stage to decide anew.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -37,6 +38,7 @@ use super::ledger::{Ledger, LedgerError, Seen};
 use super::plan::{Plan, plan};
 use super::queue::{Pushed, Queue};
 use super::{ActionSink, Intent};
+use crate::telemetry::events::{ActionsEnded, QueueFull, QueueSampled};
 
 /// Tells the tick that it is now. The process has one clock; this crate has none.
 pub type NowTick = Arc<dyn Fn() -> Tick + Send + Sync>;
@@ -65,6 +67,8 @@ impl Default for Options {
     }
 }
 
+/// The queue's name in telemetry.
+const QUEUE: &str = "actions";
 /// How often outcomes that found no room are offered again.
 const OFFER_AGAIN: Duration = Duration::from_millis(5);
 
@@ -90,7 +94,7 @@ counts! {
     submitted,
     /// Replaced by a newer wish while waiting.
     superseded,
-    /// Turned away because the queue was full or closed.
+    /// Ended because the queue was full or closed.
     overflowed,
     /// Submitted again with an id already seen.
     duplicates,
@@ -120,9 +124,30 @@ enum News {
     Parked { id: Id, owner: EntityKey },
 }
 
+/// Ended actions by kind and outcome.
+type Tally = BTreeMap<(&'static str, &'static str), u64>;
+
+fn count(tally: &mut Tally, intent: &Intent, outcome: &Outcome) {
+    *tally.entry((intent.desired.kind().name(), outcome_name(outcome))).or_default() += 1;
+}
+
+const fn outcome_name(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Applied { .. } => "applied",
+        Outcome::NoChange => "no_change",
+        Outcome::Rejected { .. } => "rejected",
+        Outcome::Expired => "expired",
+        Outcome::Unknown => "unknown",
+    }
+}
+
 struct State {
     queue: Queue,
     news: Vec<News>,
+    /// What ended since the last round, for telemetry.
+    ended: Tally,
+    /// Of these, what a full queue ended.
+    displaced: u64,
     /// No more submissions; the thread ends when nothing is left.
     closing: bool,
     /// The thread ends now.
@@ -183,6 +208,8 @@ impl Dispatcher {
             state: Mutex::new(State {
                 queue: Queue::new(options.queue_max),
                 news: Vec::new(),
+                ended: Tally::new(),
+                displaced: 0,
                 closing: false,
                 abandoned: false,
             }),
@@ -222,26 +249,34 @@ impl Dispatcher {
 
     /// Takes an action without waiting for anything. What comes back ended right here, without a
     /// call, and belongs among the caller's next inputs: the older wish that this one replaces, or
-    /// this one itself when there is no room.
+    /// what had to give way because the queue is full (this one itself, if only pauses wait).
     #[must_use = "the acknowledgement that comes back is an input of the stage"]
     pub fn submit(&self, action: Action) -> Option<Control> {
         let counters = &self.shared.counters;
         counters.submitted.fetch_add(1, Relaxed);
         let mut state = self.shared.lock();
         let pushed = if state.closing {
-            Pushed::Full(action.into())
+            Pushed::Displaced(action.into())
         } else {
             state.queue.push(action.into())
         };
-        drop(state);
-        self.shared.wake.notify_one();
         let (counter, ended) = match pushed {
-            Pushed::Queued => return None,
+            Pushed::Queued => {
+                drop(state);
+                self.shared.wake.notify_one();
+                return None;
+            }
             Pushed::Superseded(older) => (&counters.superseded, older),
-            Pushed::Full(intent) => (&counters.overflowed, intent),
+            Pushed::Displaced(intent) => {
+                state.displaced += 1;
+                (&counters.overflowed, intent)
+            }
         };
+        count(&mut state.ended, &ended, &Outcome::Expired);
+        drop(state);
         counter.fetch_add(1, Relaxed);
         counters.expired.fetch_add(1, Relaxed);
+        self.shared.wake.notify_one();
         Some(acknowledge(ended.id, ended.owner, Outcome::Expired))
     }
 
@@ -335,6 +370,7 @@ impl Core {
             }
             self.waiting.extend(answers);
             self.hand_out();
+            self.tell_telemetry();
         }
         for task in self.tasks.values() {
             task.abort();
@@ -475,6 +511,7 @@ impl Core {
             Outcome::Unknown => &counters.unknown,
         };
         counter.fetch_add(1, Relaxed);
+        count(&mut self.shared.lock().ended, intent, &outcome);
         answers.push(acknowledge(intent.id, intent.owner.clone(), outcome));
     }
 
@@ -489,6 +526,21 @@ impl Core {
             shared.tell(News::Ended { intent, outcome });
         });
         self.tasks.insert(id, task.abort_handle());
+    }
+
+    fn tell_telemetry(&self) {
+        let mut state = self.shared.lock();
+        let (ended, displaced) =
+            (std::mem::take(&mut state.ended), std::mem::take(&mut state.displaced));
+        let depth = state.queue.len();
+        drop(state);
+        for ((kind, outcome), count) in ended {
+            ActionsEnded { kind, outcome, count }.emit();
+        }
+        if displaced > 0 {
+            QueueFull { queue: QUEUE, count: displaced }.emit();
+        }
+        QueueSampled { queue: QUEUE, depth }.emit();
     }
 
     fn hand_out(&mut self) {

@@ -36,6 +36,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use serde::Serialize;
 
 use super::{ActionSink, AmountRange, Capabilities, ErrorClass, ExecError, ExecOutcome, Intent};
+use crate::telemetry::events::{KafkaDelivered, KafkaFailed};
 
 /// The topic's usual name.
 pub const TOPIC: &str = "omnify.actions";
@@ -158,8 +159,15 @@ impl KafkaActions {
                     .insert(header("kind", intent.desired.kind().name())),
             );
         match self.producer.send(record, Duration::ZERO).await {
-            Ok(_) => ExecOutcome::Applied { effective: intent.desired.clone() },
-            Err((error, _)) => ExecOutcome::from_error(classify(&self.options, &error)),
+            Ok(_) => {
+                KafkaDelivered { count: 1 }.emit();
+                ExecOutcome::Applied { effective: intent.desired.clone() }
+            }
+            Err((error, _)) => {
+                let error = classify(&self.options, &error);
+                KafkaFailed { class: error.class.name(), error: &error.message }.emit();
+                ExecOutcome::from_error(error)
+            }
         }
     }
 }

@@ -3,7 +3,8 @@
 //! - An owner whose action is in flight is *busy*; nothing of it is handed out until released
 //!   (invariant 6).
 //! - A newer wish for the same setting of the same owner replaces the older one that still waits.
-//! - At the bound a new action is turned away unless it replaces one; the bound never grows.
+//! - At the bound the oldest action that could begin gives way, since the newest knows most;
+//!   pauses never do. Where nothing can give way, the new one is turned away.
 //! - Pausing goes first: before other settings of its owner, and before other owners.
 
 use std::collections::{HashMap, VecDeque};
@@ -18,10 +19,10 @@ use super::Intent;
 pub(super) enum Pushed {
     /// It waits.
     Queued,
-    /// It waits in place of this older one.
+    /// It waits in place of this older wish for the same setting.
     Superseded(Intent),
-    /// There was no room for it.
-    Full(Intent),
+    /// There was no room, so this one is out: the oldest, or the new one itself.
+    Displaced(Intent),
 }
 
 #[derive(Default)]
@@ -64,13 +65,32 @@ impl Queue {
                 return Pushed::Superseded(older);
             }
         }
-        if full {
-            return Pushed::Full(intent);
-        }
+        let displaced = match full.then(|| self.displace()) {
+            Some(None) => return Pushed::Displaced(intent),
+            Some(Some(oldest)) => Some(oldest),
+            None => None,
+        };
         self.len += 1;
         self.lanes.entry(owner.clone()).or_default().waiting.push(intent);
         self.make_ready(&owner);
-        Pushed::Queued
+        displaced.map_or(Pushed::Queued, Pushed::Displaced)
+    }
+
+    /// Takes out the oldest action that could begin and is no pause.
+    fn displace(&mut self) -> Option<Intent> {
+        let waiting = |owner: &EntityKey| self.lanes.get(owner).map(|lane| &lane.waiting);
+        let (turn, at) = self.ready.iter().enumerate().find_map(|(turn, owner)| {
+            Some((turn, waiting(owner)?.iter().position(|intent| !is_pause(intent))?))
+        })?;
+        let owner = self.ready[turn].clone();
+        let lane = self.lanes.get_mut(&owner)?;
+        let displaced = lane.waiting.remove(at);
+        if lane.waiting.is_empty() {
+            self.ready.remove(turn);
+            self.lanes.remove(&owner);
+        }
+        self.len -= 1;
+        Some(displaced)
     }
 
     /// The next action whose owner is free; the owner is busy from now on.
@@ -192,11 +212,17 @@ mod tests {
     }
 
     #[test]
-    fn the_bound_turns_away_what_replaces_nothing() {
-        let mut queue = Queue::new(1);
-        queue.push(bid(1, 1));
-        assert_eq!(queue.push(bid(2, 2)), Pushed::Full(bid(2, 2)));
-        assert_eq!(queue.push(bid(3, 1)), Pushed::Superseded(bid(1, 1)));
+    fn at_the_bound_the_oldest_gives_way_and_pauses_stay() {
+        let mut queue = Queue::new(2);
+        queue.push(pause(1, 1));
+        queue.push(bid(2, 2));
+        assert_eq!(queue.push(bid(3, 3)), Pushed::Displaced(bid(2, 2)));
+        assert_eq!(queue.push(bid(4, 3)), Pushed::Superseded(bid(3, 3)));
+        assert_eq!(queue.push(pause(5, 4)), Pushed::Displaced(bid(4, 3)));
+        assert_eq!(queue.push(bid(6, 2)), Pushed::Displaced(bid(6, 2)), "only pauses wait");
+        assert_eq!(queue.pop(), Some(pause(5, 4)));
+        assert_eq!(queue.pop(), Some(pause(1, 1)));
+        assert_eq!((queue.pop(), queue.len()), (None, 0));
     }
 
     proptest! {

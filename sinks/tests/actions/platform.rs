@@ -50,6 +50,8 @@ pub(crate) struct Inner {
     pub(crate) deaf_reads: u32,
     /// Action ids that changed something, with how often.
     pub(crate) effects: BTreeMap<String, u32>,
+    /// Action ids that were carried out, changing something or not, with how often.
+    pub(crate) carried_out: BTreeMap<String, u32>,
     /// `POST owner` and `GET owner`, in order of arrival.
     pub(crate) log: Vec<String>,
     /// Two calls for one owner were seen at once.
@@ -148,6 +150,7 @@ impl Inner {
     }
 
     fn commit(&mut self, id: &str, owner: &EntityKey, desired: &Setting) -> bool {
+        *self.carried_out.entry(id.to_owned()).or_default() += 1;
         let changed = self.set(owner, desired);
         if changed {
             *self.effects.entry(id.to_owned()).or_default() += 1;
