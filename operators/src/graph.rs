@@ -50,6 +50,8 @@ pub struct Part {
     pub featured: u64,
     /// Report rows taken at this tick; what they changed is among `events`.
     pub reports: u64,
+    /// Events that report rows became; the other rows of `reports` changed nothing.
+    pub restated: u64,
     /// Events refused at this tick.
     pub refused: Vec<(Event, Refusal)>,
     /// Events still held after this tick.
@@ -183,8 +185,12 @@ pub fn build(scope: Scope<'_, Tick>, spec: &Arc<FeatureSpec>, view: &RegistryVie
                 while let Some((cap, _, rows)) = queue.pop([rows_frontier, ticks_frontier]) {
                     let rows = rows.concat();
                     if !rows.is_empty() {
-                        out.with(*cap.time(), |part| part.reports += rows.len() as u64);
+                        let taken = rows.len() as u64;
                         let mut changes = restate.apply(rows);
+                        out.with(*cap.time(), |part| {
+                            part.reports += taken;
+                            part.restated += changes.len() as u64;
+                        });
                         output.session(&cap).give_container(&mut changes);
                     }
                 }

@@ -3,14 +3,21 @@
 //! [`window_sums`] is the definition itself: a batch recomputation from a list of events.
 //! [`differential`] is the pure-differential form of the rolling sums: each delta is inserted at
 //! its tick and retracted one width after its pane, and `count_total` keeps the sums.
+//! [`restated_totals`] says what report rows amount to, by a `reduce` that keeps the greatest
+//! version of every interval.
+//!
+//! Nothing here is used by the engine itself.
 
 use std::collections::BTreeMap;
 
 use differential_dataflow::AsCollection;
+use differential_dataflow::input::InputSession;
 use differential_dataflow::operators::CountTotal;
 use timely::dataflow::operators::vec::Map;
 
-use crate::model::{EntityId, Event, EventTime, Span, Stats, Tick};
+use crate::model::{
+    EntityId, Event, EventTime, ReportKey, ReportRow, ReportVersion, Span, Stats, Tick,
+};
 
 /// Sums of `events` in `[end − width, end)` per entity, where `entities` lists the entities an
 /// event counts for (its creative and everything above it). Only events of ticks up to `known_at`
@@ -90,5 +97,40 @@ pub fn differential(
             results.push(live.map(|((creative, sums), _)| (creative, sums)).collect());
         }
         results
+    })
+}
+
+/// The totals that report rows (ascending by tick) amount to in the end, computed by differential
+/// dataflow on one thread: of every interval the greatest version.
+pub fn restated_totals(rows: &[(Tick, ReportRow)]) -> BTreeMap<ReportKey, Stats> {
+    let rows = rows.to_vec();
+    timely::execute_directly(move |worker| {
+        let current = std::rc::Rc::new(std::cell::RefCell::new(BTreeMap::new()));
+        let seen = current.clone();
+        let mut input = InputSession::<Tick, (ReportKey, ReportVersion), isize>::new();
+        let probe = worker.dataflow::<Tick, _, _>(|scope| {
+            input
+                .to_collection(scope)
+                .reduce(|_key, versions, output| {
+                    // Versions come in ascending order.
+                    let (greatest, _count) = versions[versions.len() - 1];
+                    output.push((greatest.totals, 1));
+                })
+                .inspect(move |((key, totals), _tick, diff)| {
+                    *seen.borrow_mut().entry((*key, *totals)).or_insert(0) += *diff;
+                })
+                .probe()
+                .0
+        });
+        for (tick, row) in &rows {
+            input.advance_to(*tick);
+            input.insert((row.key, row.version));
+        }
+        let until = rows.last().map_or(0, |(tick, _)| tick + 1);
+        input.advance_to(until);
+        input.flush();
+        worker.step_while(|| probe.less_than(&until));
+        let current = current.take();
+        current.into_iter().filter(|(_, count)| *count != 0).map(|(pair, _)| pair).collect()
     })
 }

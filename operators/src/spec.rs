@@ -1,11 +1,15 @@
 //! What the graph computes, as plain checked data. `pipeline` fills it from the configuration.
 
+use std::sync::Arc;
+
+use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use crate::anomaly::AnomalySpec;
 use crate::estimate::Prior;
 use crate::fatigue::FatigueSpec;
-use crate::model::{HOUR_US, Level, MAX_WINDOWS, WindowSpec};
+use crate::model::{EventTime, HOUR_US, Level, MAX_WINDOWS, WindowSpec};
+use crate::rolling::calendar::Panes;
 
 /// What becomes of the rows that close at pane ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,6 +133,21 @@ impl FeatureSpec {
             WindowSpec::Hop { pane, .. } => gcd(grain, pane.us()),
             WindowSpec::Day => gcd(grain, quarter_hour),
         })
+    }
+
+    /// The earliest instant by which every window has closed a pane end after `time`, in each of
+    /// the time zones.
+    pub fn all_closed_after(&self, time: EventTime, zones: &[Arc<TimeZone>]) -> EventTime {
+        let utc = [Arc::new(TimeZone::UTC)];
+        let zones = if zones.is_empty() { &utc } else { zones };
+        let ends = self.windows.iter().flat_map(|window| {
+            zones.iter().map(move |zone| {
+                let mut panes = Panes::new(window, zone);
+                let pane = panes.of(time);
+                panes.start(pane + 1)
+            })
+        });
+        ends.max().unwrap_or(time)
     }
 
     /// Width of the widest window in µs.

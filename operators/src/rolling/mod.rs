@@ -17,7 +17,7 @@
 //! It never looks at a clock, never iterates a hash map, and never lets the order of arrival
 //! within a tick or the number of workers show in what it returns.
 
-mod calendar;
+pub(crate) mod calendar;
 mod cell;
 mod pane_log;
 

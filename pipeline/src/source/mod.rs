@@ -72,6 +72,19 @@ pub fn open(
     }
 }
 
+/// Whether `path` is one Parquet file whose row groups follow each other in event time, by its
+/// statistics: then they can be read side by side.
+pub fn row_groups_follow(path: &Path, mapping: &Mapping) -> Result<bool, SourceError> {
+    if path.is_dir() || !matches!(input::open(path)?, input::Input::Parquet) {
+        return Ok(false);
+    }
+    let groups = row_groups_in_time_order(path, mapping)?;
+    let spans: Option<Vec<_>> = groups.iter().map(|group| group.span).collect();
+    let in_file_order = groups.iter().enumerate().all(|(at, group)| group.index == at);
+    let follow = |spans: Vec<(_, _)>| spans.windows(2).all(|pair| pair[0].1 <= pair[1].0);
+    Ok(in_file_order && spans.is_some_and(follow))
+}
+
 fn open_file(
     path: &Path,
     mapping: &Mapping,

@@ -162,7 +162,7 @@ impl Lines {
 pub(super) struct Records {
     base: Base,
     builder: csv_core::ReaderBuilder,
-    core: Box<csv_core::Reader>,
+    core: csv_core::Reader,
     output: Vec<u8>,
     ends: Vec<usize>,
     fields: usize,
@@ -175,7 +175,7 @@ impl Records {
         builder.delimiter(separator).quote(quote);
         Records {
             base: Base { window, limits, row: 0, pending: 0, kept: None },
-            core: Box::new(builder.build()),
+            core: builder.build(),
             builder,
             output: vec![0; 64 << 10],
             ends: vec![0; 256],
@@ -201,7 +201,7 @@ impl Records {
             }
             let at_end = input.is_empty();
             if at_end && self.base.window.broken() {
-                *self.core = self.builder.build();
+                self.core = self.builder.build();
                 self.fields = 0;
                 return Ok(self.base.truncated(seen));
             }
@@ -245,7 +245,7 @@ impl Records {
 
     /// The record at hand is longer than it may be, or never ends.
     fn overflow(&mut self, seen: usize) -> Piece {
-        *self.core = self.builder.build();
+        self.core = self.builder.build();
         self.fields = 0;
         let data = &self.base.window.data()[..seen];
         let line = data.iter().position(|byte| *byte == b'\n');

@@ -14,7 +14,7 @@ use crate::decode::{
 /// How rows are split and turned into cells.
 enum Form {
     Csv {
-        records: Records,
+        records: Box<Records>,
         /// Number of columns of the header.
         width: usize,
         /// The column of each slot.
@@ -65,7 +65,10 @@ pub(super) fn open(
                         .to_owned(),
             });
         }
-        _ => csv(path, Records::new(window, limits, mapping.separator, mapping.quote), mapping)?,
+        _ => {
+            let records = Records::new(window, limits, mapping.separator, mapping.quote);
+            csv(path, Box::new(records), mapping)?
+        }
     };
     let name: Arc<str> = path.to_string_lossy().into();
     Ok(TextSource {
@@ -80,7 +83,7 @@ pub(super) fn open(
 }
 
 /// Reads the header and finds the mapping's columns in it.
-fn csv(path: &Path, mut records: Records, mapping: &Mapping) -> Result<Form, SourceError> {
+fn csv(path: &Path, mut records: Box<Records>, mapping: &Mapping) -> Result<Form, SourceError> {
     let header: Vec<String> = match records.next() {
         Ok(Piece::Row) => (0..records.len())
             .map(|index| String::from_utf8_lossy(records.field(index)).trim().to_owned())

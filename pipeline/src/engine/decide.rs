@@ -1,0 +1,391 @@
+//! The decision thread: complete ticks of all workers in, frames to the stage, everything out.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender};
+use hdrhistogram::Histogram;
+use omnify_decision::action::{Action, Decision};
+use omnify_decision::bid::BidBook;
+use omnify_decision::control::{Control, Outcome};
+use omnify_decision::stage::{Stage, TickOutput};
+use omnify_operators::invariant::{self, Invariant};
+use omnify_operators::model::{Event, EventKind, NO_USER, RegistryView, Tick};
+use omnify_operators::{frame, graph::Part, intake::Refusal};
+use omnify_sinks::action::Dispatcher;
+use omnify_sinks::history::{DeadLetter, DecisionDigest, Summary};
+use omnify_sinks::serve::{ActionState, Board, Counters, LatencyMs};
+use omnify_sinks::telemetry::events;
+
+use super::note::{Completed, Note};
+use super::record::{Recorder, TickData};
+use crate::clock::{self, Clock};
+
+/// The bid book that `POST /v1/bids` answers from.
+pub type SharedBook = Arc<RwLock<Arc<BidBook>>>;
+
+/// Who carries actions out.
+pub struct Execution {
+    /// The dispatcher.
+    pub dispatcher: Dispatcher,
+    /// Takes what the dispatcher ends at once, as an input of a later tick.
+    pub inputs: Sender<Control>,
+}
+
+/// What the decision thread works with; every part but the workers' output is optional.
+pub struct Decider {
+    /// Decides; `None` computes features only.
+    pub stage: Option<Stage>,
+    /// Entities.
+    pub view: RegistryView,
+    /// Number of windows.
+    pub windows: usize,
+    /// The history.
+    pub recorder: Option<Recorder>,
+    /// Carries actions out; a dry run needs nobody.
+    pub execution: Option<Execution>,
+    /// What HTTP shows.
+    pub board: Option<Board>,
+    /// What bids are answered from.
+    pub book: SharedBook,
+    /// For the lag of ticks.
+    pub clock: Clock,
+    /// Told each tick's actions and how long its oldest event took; for benches.
+    pub on_actions: Option<Box<dyn FnMut(&[Action], Option<Duration>) + Send>>,
+}
+
+/// What a run came to.
+#[derive(Debug, Default)]
+pub struct RunSummary {
+    /// Totals.
+    pub counters: Counters,
+    /// Rows closed at pane ends.
+    pub panes_closed: u64,
+    /// The last tick.
+    pub last_tick: Tick,
+    /// Digest over all decisions.
+    pub digest: String,
+    /// What the history holds.
+    pub history: Option<Summary>,
+    /// First tick whose digest is not the expected one, with the decisions made at it.
+    pub diverged: Option<(Tick, Vec<Decision>)>,
+    /// Ticks that were compared.
+    pub compared: u64,
+}
+
+struct Running {
+    decider: Decider,
+    digest: DecisionDigest,
+    summary: RunSummary,
+    latency_us: Histogram<u64>,
+    telemetry: TelemetryBatch,
+}
+
+/// Telemetry is emitted for many ticks at once: a tick may be a millisecond.
+#[derive(Default)]
+struct TelemetryBatch {
+    ticks: u64,
+    before: Counters,
+    latencies: Vec<Duration>,
+}
+
+const TELEMETRY_TICKS: u64 = 20;
+
+impl Decider {
+    /// Works until the workers end.
+    pub fn run(self, completed: &[Receiver<Completed>]) -> anyhow::Result<RunSummary> {
+        let digest = DecisionDigest::new(self.windows);
+        let latency_us = Histogram::new_with_bounds(1, 600_000_000, 3)
+            .map_err(|e| anyhow::anyhow!("latency histogram: {e:?}"))?;
+        let summary = RunSummary::default();
+        let telemetry = TelemetryBatch::default();
+        let mut running = Running { decider: self, digest, summary, latency_us, telemetry };
+        let mut parts = Vec::with_capacity(completed.len());
+        'ticks: loop {
+            let mut note = Note::default();
+            for worker in completed {
+                let Ok(complete) = worker.recv() else { break 'ticks };
+                note.merge(complete.note);
+                parts.push(complete.part);
+            }
+            if !running.tick(&mut parts, note) {
+                break;
+            }
+            parts.clear();
+        }
+        running.finish()
+    }
+}
+
+impl Running {
+    /// One complete tick; false when the history is lost and the engine must stop.
+    fn tick(&mut self, parts: &mut [Part], note: Note) -> bool {
+        let started = clock::instant();
+        let tick = parts[0].tick;
+        invariant::check(
+            Invariant::CompleteFrames,
+            parts.iter().all(|part| part.tick == tick) && tick >= self.summary.last_tick,
+            || format!("parts of ticks {:?}", parts.iter().map(|p| p.tick).collect::<Vec<_>>()),
+        );
+        let frame = frame::assemble(parts, &mut self.decider.view);
+        let mut output = match &mut self.decider.stage {
+            Some(stage) => stage.on_tick(tick, &note.controls, &frame),
+            None => TickOutput::default(),
+        };
+        let latency = note.arrived.map(|arrived| arrived.elapsed());
+        self.hand_over(&output.actions, latency);
+        output.decisions.iter().for_each(|decision| {
+            self.digest.absorb(decision);
+        });
+        let digest = self.digest.close_tick();
+        if let Some(expected) = note.expected {
+            self.summary.compared += 1;
+            if expected != digest && self.summary.diverged.is_none() {
+                self.summary.diverged = Some((tick, output.decisions.clone()));
+            }
+        }
+        let dead = self.account(tick, parts, &note, &output);
+        if let Some(board) = &mut self.decider.board {
+            board.update(&frame);
+            output.decisions.iter().for_each(|decision| board.decision(decision));
+            let state = match self.decider.execution {
+                Some(_) => ActionState::InFlight,
+                None => ActionState::Applied,
+            };
+            output.actions.iter().for_each(|action| board.action(action, state));
+            for control in &note.controls {
+                match control {
+                    Control::Acknowledge { action, outcome, .. } => {
+                        board.outcome(*action, outcome, tick);
+                    }
+                    Control::Observe { entity, actual } => board.observe(entity, actual),
+                    _ => {}
+                }
+            }
+            board.publish(tick, self.summary.counters.clone());
+        }
+        if let (Some(stage), false) = (&self.decider.stage, output.decisions.is_empty()) {
+            let book = stage.bid_book();
+            *self.decider.book.write().unwrap_or_else(PoisonError::into_inner) = book;
+        }
+        self.emit(tick, parts, started.elapsed());
+        let Some(recorder) = &self.decider.recorder else { return true };
+        let mut data = TickData { tick, controls: note.controls, dead, ..TickData::default() };
+        data.decisions = std::mem::take(&mut output.decisions);
+        data.actions = std::mem::take(&mut output.actions);
+        for part in parts {
+            data.events.append(&mut part.events);
+            data.panes.append(&mut part.panes);
+        }
+        recorder.record(data)
+    }
+
+    /// Actions go to the executor before anything else is done with the tick.
+    fn hand_over(&mut self, actions: &[Action], latency: Option<Duration>) {
+        if let Some(execution) = &self.decider.execution {
+            for action in actions {
+                if let Some(ended) = execution.dispatcher.submit(action.clone())
+                    && execution.inputs.try_send(ended).is_err()
+                {
+                    // The stage frees the owner by itself when the action has expired.
+                    events::QueueFull { queue: "controls", count: 1 }.emit();
+                }
+            }
+        }
+        if let (Some(latency), false) = (latency, actions.is_empty()) {
+            let us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
+            let _ = self.latency_us.saturating_record_n(us, actions.len() as u64);
+            self.telemetry.latencies.extend(actions.iter().map(|_| latency));
+        }
+        if let Some(told) = &mut self.decider.on_actions {
+            told(actions, latency);
+        }
+    }
+
+    /// Adds the tick to the totals, checks conservation, and turns refusals into dead letters.
+    fn account(
+        &mut self,
+        tick: Tick,
+        parts: &mut [Part],
+        note: &Note,
+        output: &TickOutput,
+    ) -> Vec<DeadLetter> {
+        let counters = &mut self.summary.counters;
+        counters.rows_read += note.rows;
+        counters.ignored += note.ignored;
+        counters.events_in += note.rows - note.ignored;
+        counters.ticks += 1;
+        counters.held = parts.iter().map(|part| part.held).sum();
+        let mut refused = Vec::new();
+        for part in parts {
+            counters.featured += part.featured + part.reports - part.restated;
+            self.summary.panes_closed += part.panes_closed;
+            refused.append(&mut part.refused);
+        }
+        refused.sort_unstable();
+        let view = &mut self.decider.view;
+        let mut dead: Vec<DeadLetter> = note.dead.clone();
+        dead.extend(refused.iter().map(|(event, why)| letter(tick, event, *why, view)));
+        for letter in &dead {
+            *counters.dead_letters.entry(letter.reason).or_default() += 1;
+        }
+        for decision in &output.decisions {
+            *counters.decisions.entry(decision.verdict.name()).or_default() += 1;
+        }
+        for action in &output.actions {
+            *counters.actions.entry(action.desired.kind().name()).or_default() += 1;
+        }
+        for control in &note.controls {
+            match control {
+                Control::Acknowledge { outcome, .. } => {
+                    *counters.outcomes.entry(outcome_name(outcome)).or_default() += 1;
+                }
+                Control::Model { version, .. } => counters.model_version = *version,
+                _ => {}
+            }
+        }
+        if let Some(recorder) = &self.decider.recorder {
+            counters.history_rows = recorder.progress.rows();
+        }
+        invariant::check(Invariant::Conservation, counters.conservation().holds, || {
+            format!("tick {tick}: {:?}", counters.conservation())
+        });
+        for which in Invariant::ALL {
+            let count = invariant::violations(which);
+            if count > 0 {
+                counters.violations.insert(which.code(), count);
+            }
+        }
+        self.summary.last_tick = tick;
+        dead
+    }
+
+    fn emit(&mut self, tick: Tick, parts: &[Part], took: Duration) {
+        events::StageStepped { stage: "decide", took }.emit();
+        self.telemetry.ticks += 1;
+        if self.telemetry.ticks < TELEMETRY_TICKS {
+            return;
+        }
+        self.flush_telemetry(tick, parts.iter().map(|part| part.held).sum());
+    }
+
+    fn flush_telemetry(&mut self, tick: Tick, held: u64) {
+        self.summary.counters.latency_ms = latency_ms(&self.latency_us);
+        let (now, before) = (&self.summary.counters, &self.telemetry.before);
+        events::BatchRead {
+            rows: now.rows_read - before.rows_read,
+            ignored: now.ignored - before.ignored,
+            events: now.events_in - before.events_in,
+        }
+        .emit();
+        let lag = match self.decider.clock {
+            Clock::System => Some(Duration::from_millis(Clock::System.now().saturating_sub(tick))),
+            Clock::Manual(_) => None,
+        };
+        events::TickClosed {
+            tick,
+            ticks: self.telemetry.ticks,
+            featured: now.featured - before.featured,
+            held,
+            entities: self.decider.view.all().len() as u64,
+            lag,
+        }
+        .emit();
+        for (reason, count) in growth(&now.dead_letters, &before.dead_letters) {
+            events::DeadLettered { reason, count }.emit();
+        }
+        for (verdict, count) in growth(&now.decisions, &before.decisions) {
+            events::Decided { verdict, count }.emit();
+        }
+        for (kind, count) in growth(&now.actions, &before.actions) {
+            events::ActionsEmitted { kind, count }.emit();
+        }
+        for (invariant, count) in growth(&now.violations, &before.violations) {
+            events::InvariantViolated { invariant, count }.emit();
+        }
+        events::EventToAction { latencies: &self.telemetry.latencies }.emit();
+        if let Some(recorder) = &self.decider.recorder {
+            events::QueueSampled { queue: "history", depth: recorder.depth() }.emit();
+        }
+        self.telemetry =
+            TelemetryBatch { before: self.summary.counters.clone(), ..TelemetryBatch::default() };
+    }
+
+    fn finish(mut self) -> anyhow::Result<RunSummary> {
+        let held = self.summary.counters.held;
+        self.flush_telemetry(self.summary.last_tick, held);
+        if let Some(board) = &mut self.decider.board {
+            board.publish_now(self.summary.last_tick, self.summary.counters.clone());
+        }
+        if let Some(execution) = self.decider.execution.take() {
+            execution.dispatcher.stop(Duration::from_secs(5));
+        }
+        self.summary.digest = self.digest.to_string();
+        self.summary.history = self.decider.recorder.take().map(Recorder::finish).transpose()?;
+        Ok(self.summary)
+    }
+}
+
+fn growth<'a>(
+    now: &'a std::collections::BTreeMap<&'static str, u64>,
+    before: &'a std::collections::BTreeMap<&'static str, u64>,
+) -> impl Iterator<Item = (&'static str, u64)> + 'a {
+    now.iter()
+        .map(|(code, count)| (*code, count - before.get(code).copied().unwrap_or(0)))
+        .filter(|(_, count)| *count > 0)
+}
+
+/// Quantiles of a histogram of µs, in ms.
+pub fn latency_ms(us: &Histogram<u64>) -> Option<LatencyMs> {
+    let at = |quantile| us.value_at_quantile(quantile) as f64 / 1e3;
+    (!us.is_empty()).then(|| LatencyMs {
+        p50: at(0.5),
+        p99: at(0.99),
+        p999: at(0.999),
+        max: us.max() as f64 / 1e3,
+    })
+}
+
+fn outcome_name(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Applied { .. } => "applied",
+        Outcome::NoChange => "no_change",
+        Outcome::Rejected { .. } => "rejected",
+        Outcome::Expired => "expired",
+        Outcome::Unknown => "unknown",
+    }
+}
+
+/// An event refused by the graph, in the form in which it can be sent again.
+fn letter(tick: Tick, event: &Event, why: Refusal, view: &mut RegistryView) -> DeadLetter {
+    let key = view.info(event.creative).key.clone();
+    let segment = |at| key.segment(at).unwrap_or_default();
+    let mut row = serde_json::json!({
+        "type": "event", "ts_us": event.time, "kind": event.kind.name(),
+        "tenant": segment(0), "platform": segment(1), "account": segment(2),
+        "campaign": segment(3), "ad_group": segment(4), "creative": segment(5),
+        "cost_micros": event.delta.cost_micros, "revenue_micros": event.delta.revenue_micros,
+    });
+    if event.user != NO_USER {
+        row["user_hash"] = event.user.into();
+    }
+    if event.kind == EventKind::Report {
+        row["delta"] = serde_json::json!(event.delta);
+    }
+    let detail = match why {
+        Refusal::Duplicate => "an event of this creative with this id was accepted before",
+        Refusal::UnknownEntity => "its creative never delivered within validation.entity_grace",
+        Refusal::Future => "further ahead than validation.future_skew",
+        Refusal::TooLate => "older than the widest window",
+        Refusal::HeldFull => "too many events are being held",
+    };
+    DeadLetter::new(
+        tick,
+        "intake".into(),
+        0,
+        why.code(),
+        detail.to_owned(),
+        row.to_string().as_bytes(),
+    )
+    .of_tenant(key.tenant().into())
+}

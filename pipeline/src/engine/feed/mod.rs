@@ -1,0 +1,45 @@
+//! Where a worker's input comes from.
+//!
+//! A feed runs on the worker's thread: it sends events and report rows into the graph at their
+//! tick, announces ticks, and advances the worker's frontier. Three feeds: files of others
+//! ([`FileFeed`], ticks from event time), the engine's own record ([`RecordFeed`], ticks as they
+//! were), and a live queue ([`LiveFeed`]).
+
+mod files;
+mod live;
+mod record;
+
+pub use files::{FileFeed, Finish};
+pub use live::{LiveFeed, LiveQueue, TickBatch};
+pub use record::RecordFeed;
+
+use omnify_operators::graph::Graph;
+use omnify_operators::model::{Event, Tick};
+
+use super::note::Notes;
+
+/// What a feed did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fed {
+    /// It sent something.
+    Some,
+    /// There is nothing to send now.
+    Idle,
+    /// There will be nothing more, and the frontier has been advanced past everything.
+    End,
+}
+
+/// A source of one worker's input.
+pub trait Feed {
+    /// Sends a bounded amount of input, and accounts for it in `notes`.
+    fn feed(&mut self, graph: &mut Graph, notes: &mut Notes) -> anyhow::Result<Fed>;
+}
+
+/// Sends `events`, announced, at `tick`.
+fn send(graph: &mut Graph, tick: Tick, events: impl IntoIterator<Item = Event>, last: bool) {
+    graph.advance_to(tick);
+    graph.ticks.send(last);
+    for event in events {
+        graph.events.send(event);
+    }
+}

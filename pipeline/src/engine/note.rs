@@ -1,0 +1,52 @@
+//! What travels beside the events: the account of rows, dead letters and control inputs of a tick.
+
+use std::time::Instant;
+
+use omnify_decision::control::Control;
+use omnify_operators::graph::Part;
+use omnify_operators::model::Tick;
+use omnify_sinks::history::DeadLetter;
+
+/// The account of one tick at one worker.
+#[derive(Debug, Default)]
+pub struct Note {
+    /// Rows read that enter at this tick, dead letters and ignored rows included.
+    pub rows: u64,
+    /// Rows that the mapping leaves out.
+    pub ignored: u64,
+    /// Rows that were refused before the graph.
+    pub dead: Vec<DeadLetter>,
+    /// Control inputs that take effect at this tick.
+    pub controls: Vec<Control>,
+    /// Intended arrival of the oldest event of the tick, where latency is measured.
+    pub arrived: Option<Instant>,
+    /// Digest of decisions up to this tick, in a replay of a record.
+    pub expected: Option<[u8; 32]>,
+}
+
+impl Note {
+    /// Adds what another batch of the same tick brought.
+    pub fn merge(&mut self, other: Note) {
+        self.rows += other.rows;
+        self.ignored += other.ignored;
+        self.dead.extend(other.dead);
+        self.controls.extend(other.controls);
+        self.arrived = match (self.arrived, other.arrived) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        self.expected = other.expected.or(self.expected);
+    }
+}
+
+/// A worker's complete tick on its way to the decision thread.
+#[derive(Debug)]
+pub struct Completed {
+    /// What the graph put out.
+    pub part: Part,
+    /// The account.
+    pub note: Note,
+}
+
+/// Notes by tick, ascending.
+pub type Notes = std::collections::BTreeMap<Tick, Note>;
