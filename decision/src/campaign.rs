@@ -14,6 +14,7 @@ use crate::allocate::Response;
 use crate::bid::Quote;
 use crate::codes::reason;
 use crate::config::StageConfig;
+use crate::day::LocalDay;
 use crate::draft::{Draft, Outcomes};
 use crate::dual::{Binding, Duals, Pace};
 use crate::goal::{Goal, Pricing};
@@ -77,15 +78,20 @@ pub(crate) struct Campaign {
     pub(crate) response: Option<Response>,
     /// Whether a row came since the response was last updated.
     new_for_response: bool,
+    /// When it was last decided on.
+    pub(crate) looked: Tick,
     /// Reviews since the last row.
     pub(crate) reviews: u32,
     /// The tick at which it wants to be looked at again, if it is in the stage's queue.
     pub(crate) wake: Option<Tick>,
-    /// Start of the day that was stopped because its budget was spent.
-    stopped_day_us: Option<i64>,
+    /// The day that was stopped because its budget was spent.
+    stopped_day: Option<LocalDay>,
     first_seen_us: i64,
     gap_us: i64,
+    /// Start of the day of the last row, and what was spent then.
     noted: (i64, i64),
+    /// Bid at the first row of that day.
+    bid_of_day: Option<i64>,
     purse: Purse,
     duals: Option<Duals>,
     unit: Option<Unit>,
@@ -110,12 +116,14 @@ impl Campaign {
             allocated: None,
             response: None,
             new_for_response: false,
+            looked: row.tick,
             reviews: 0,
             wake: None,
-            stopped_day_us: None,
+            stopped_day: None,
             first_seen_us: us_of_tick(row.tick),
             gap_us: 0,
             noted: (i64::MIN, 0),
+            bid_of_day: None,
             purse: Purse::default(),
             duals: None,
             unit: None,
@@ -126,12 +134,19 @@ impl Campaign {
     }
 
     /// When delivery resumes after a spent day.
-    pub(crate) fn resumes_us(&self, account: &Account) -> Option<i64> {
-        self.stopped_day_us.map(|_| account.day.end_us)
+    pub(crate) fn resumes_us(&self) -> Option<i64> {
+        self.stopped_day.map(|day| day.end_us)
     }
 
-    /// Takes in a new row and teaches the account's plan what was spent since the last.
-    pub(crate) fn meet(&mut self, row: &FeatureRow, windows: &Windows, account: &mut Account) {
+    /// Takes in a new row and teaches the account's plan what was spent since the last: not as it
+    /// was, but as it would have been at one bid all day, or the plan would learn its own steering.
+    pub(crate) fn meet(
+        &mut self,
+        row: &FeatureRow,
+        windows: &Windows,
+        account: &mut Account,
+        owner: &Owner,
+    ) {
         let row_us = us_of_tick(row.tick);
         self.gap_us = row_us - us_of_tick(self.row.tick);
         self.row = *row;
@@ -140,10 +155,25 @@ impl Campaign {
         let spent = View::at(windows, row, row_us, account.day.start_us).today.cost_micros;
         let (noted_day_us, noted) = self.noted;
         let before = if noted_day_us == account.day.start_us { noted } else { 0 };
+        if noted_day_us != account.day.start_us {
+            self.bid_of_day = owner.actual.bid_micros;
+        }
         if noted_day_us != i64::MIN && spent != before {
-            account.plan.note(account.day.position(row_us), spent - before);
+            let position = account.day.position(row_us);
+            account.plan.note(position, (spent - before) as f64 * self.at_bid_of_day(owner));
         }
         self.noted = (account.day.start_us, spent);
+    }
+
+    /// What spend would have been at the bid of the day's first row, over what it was.
+    fn at_bid_of_day(&self, owner: &Owner) -> f64 {
+        let elasticity = self.duals.map_or(1.0, |duals| duals.elasticity().used());
+        match (self.bid_of_day, owner.actual.bid_micros) {
+            (Some(first), Some(now)) if first > 0 && now > 0 => {
+                (first as f64 / now as f64).powf(elasticity)
+            }
+            _ => 1.0,
+        }
     }
 
     /// Decides under `objective` on the last row.
@@ -151,7 +181,7 @@ impl Campaign {
         &mut self,
         scene: &Scene<'_>,
         objective: &Objective,
-        account: &Account,
+        account: &mut Account,
         owner: &mut Owner,
     ) -> Outcomes {
         let (config, goal, now_us) = (scene.config, &objective.goal, scene.now_us);
@@ -190,30 +220,27 @@ impl Campaign {
         facts.budget_left = !out_of_budget;
         if is_paused(&owner.actual) {
             let setting = Setting::Status { status: Status::Enabled };
-            return match self.stopped_day_us {
+            return match self.stopped_day {
                 None => draft.hold(reason::PAUSED),
-                Some(day_us) if day_us >= account.day.start_us || out_of_budget => {
+                Some(day) if day == account.day || out_of_budget => {
                     draft.hold(reason::BUDGET_SPENT)
                 }
                 Some(_) => {
                     draft.reasons.insert(0, reason::NEW_DAY);
                     let resume = Proposal { setting, driver: Driver::Resume, certainty: 1.0 };
-                    let out = draft.ruled(config, &facts, None, resume, &info.key, Some(owner));
-                    if out.action.is_some() {
-                        self.stopped_day_us = None;
-                    }
-                    out
+                    draft.ruled(config, &facts, None, resume, &info.key, Some(owner))
                 }
             };
         }
-        self.stopped_day_us = None;
+        self.stopped_day = None; // it delivers, whoever switched it on
         if out_of_budget {
             draft.reasons.insert(0, reason::BUDGET_SPENT);
             let setting = Setting::Status { status: Status::Paused };
             let stop = Proposal { setting, driver: Driver::Stop, certainty: 1.0 };
             let out = draft.ruled(config, &facts, None, stop, &info.key, Some(owner));
             if out.action.is_some() {
-                self.stopped_day_us = Some(account.day.start_us);
+                self.stopped_day = Some(account.day);
+                account.plan.interrupt(account.day.position(now_us));
             }
             return out;
         }
@@ -285,7 +312,8 @@ impl Campaign {
         let bid = bid_micros as f64;
         let now_us = scene.now_us;
         let duals = self.duals.get_or_insert_with(|| Duals::at_bid(bid, worth, price, now_us));
-        let kpi = price.map(|price| kpi(&view, &basis, unit, price, events_min));
+        let fresh = us_of_tick(self.row.tick) >= now_us;
+        let kpi = price.map(|price| kpi(&view, &basis, (unit, price), events_min, fresh));
         let step = duals.update(&config.controller, now_us, (bid, worth), &pace, kpi.as_ref());
         explain(&mut draft.reasons, &step);
         let outside = bid_micros > goal.bid_cap_micros || bid_micros < goal.bid_floor_micros;
@@ -346,6 +374,7 @@ impl Campaign {
             let value = basis.realised(unit, &view.long);
             (value > 0.0 && view.long.cost_micros > 0).then(|| view.long.cost_micros as f64 / value)
         };
+        let price_of_goal = price;
         let Some(price) = price.or_else(paid) else {
             return draft.hold(reason::NO_ESTIMATE);
         };
@@ -354,7 +383,11 @@ impl Campaign {
         let setting = Setting::Bid { bid_micros };
         let start = Proposal { setting, driver: Driver::Establish, certainty: 1.0 };
         let key = self.info.key.clone();
-        draft.ruled(scene.config, &facts, None, start, &key, Some(owner))
+        let out = draft.ruled(scene.config, &facts, None, start, &key, Some(owner));
+        if let Some(bid_micros) = out.action.as_ref().and_then(|action| action.desired.micros()) {
+            self.duals = Some(Duals::at_bid(bid_micros as f64, worth, price_of_goal, scene.now_us));
+        }
+        out
     }
 
     /// A change of unit or model must not move the bid by itself; only the multiplier is restated.
@@ -429,7 +462,7 @@ impl Campaign {
     /// What the bid book publishes of it.
     pub(crate) fn quote(&self, objective: &Objective, owner: &Owner) -> Quote {
         let goal = &objective.goal;
-        let stopped = match (is_paused(&owner.actual), self.stopped_day_us) {
+        let stopped = match (is_paused(&owner.actual), self.stopped_day) {
             (true, Some(_)) => Some(reason::BUDGET_SPENT),
             (true, None) => Some(reason::PAUSED),
             (false, _) => None,

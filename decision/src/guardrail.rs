@@ -206,6 +206,9 @@ fn us(ms: u64) -> i64 {
     i64::try_from(ms).unwrap_or(i64::MAX / 1_000).saturating_mul(1_000)
 }
 
+/// A change cut to less than this is not worth a write and the cooldown it starts.
+const CUT_MIN: f64 = 0.005;
+
 /// Cuts an amount to step, cumulative allowance, floor and cap.
 fn sized(
     limits: &GuardrailConfig,
@@ -239,8 +242,9 @@ fn sized(
         amount = cap;
         hits.push(cap_code);
     }
-    if known == Some(amount) {
-        // Cut down to nothing.
+    let rest = known.map_or(1.0, |before| (amount as f64 / before as f64 - 1.0).abs());
+    if rest == 0.0 || (rest < CUT_MIN && amount != wanted) {
+        // Cut down to nothing worth a write.
         return Ruling { verdict: Verdict::Blocked, granted: None, hits };
     }
     Ruling { verdict: Verdict::Act, granted: Some(setting(amount)), hits }

@@ -7,8 +7,10 @@
 //! pacing under change (Balseiro, Kumar, Mirrokni, Sivan, Wang 2023, *Robust Budget Pacing with a
 //! Single Sample*), so the memory is short: [`DAYS_MAX`] and [`WEEKS_MAX`].
 //!
-//! The plan is learned from spend that the plan itself steered, so it follows demand slowly rather
-//! than measuring it; shrinkage keeps it from running away.
+//! What was spent was steered by the plan itself, so what is learned is spend restated to one bid
+//! for the whole day ([`SpendPlan::note`]): the shape a constant bid would give, which is also the
+//! best one, as equal bids mean equal marginal value. A day on which a campaign was stopped early
+//! teaches nothing.
 
 use crate::day::LocalDay;
 
@@ -69,9 +71,17 @@ impl SpendPlan {
         }
     }
 
-    /// Notes spend at a position of the current day; a restatement may be negative.
-    pub(crate) fn note(&mut self, position: f64, cost_micros: i64) {
-        self.today_micros[(position as usize).min(HOURS - 1)] += cost_micros as f64;
+    /// Notes spend at a position of the current day, restated to the day's first bid; a correction
+    /// may be negative.
+    pub(crate) fn note(&mut self, position: f64, cost_micros: f64) {
+        self.today_micros[(position as usize).min(HOURS - 1)] += cost_micros;
+    }
+
+    /// A campaign was stopped at a position of the current day: early, it spoils the day's shape.
+    pub(crate) fn interrupt(&mut self, position: f64) {
+        if position < HOURS as f64 - COMPLETE_FROM_HOUR {
+            self.watched_from_hour = HOURS as f64;
+        }
     }
 
     /// Ends `before` and begins `next`: learns from the day if it was watched whole.
@@ -125,12 +135,12 @@ mod tests {
     fn starts_flat_and_learns_the_shape_of_whole_days() {
         let mut plan = SpendPlan::new(12.0);
         assert_eq!(plan.due(6.0), 0.25);
-        plan.note(13.0, 1_000);
+        plan.note(13.0, 1_000.0);
         plan.roll(&day(0), &day(1));
         assert!((plan.due(6.0) - 0.25).abs() < 1e-12, "half a day teaches nothing");
         for weekday in [1, 2, 3, 4, 5, 6, 0, 1] {
-            plan.note(20.5, 3_000);
-            plan.note(8.0, 1_000);
+            plan.note(20.5, 3_000.0);
+            plan.note(8.0, 1_000.0);
             plan.roll(&day(weekday), &day((weekday + 1) % 7));
         }
         assert!(plan.due(21.0) - plan.due(20.0) > 0.5);
@@ -142,8 +152,8 @@ mod tests {
     #[test]
     fn the_plan_never_falls() {
         let mut plan = SpendPlan::new(0.0);
-        plan.note(3.0, -500);
-        plan.note(4.0, 100);
+        plan.note(3.0, -500.0);
+        plan.note(4.0, 100.0);
         plan.roll(&day(0), &day(0));
         let dues: Vec<f64> = (0..=240).map(|tenth| plan.due(f64::from(tenth) / 10.0)).collect();
         assert!(dues.windows(2).all(|pair| pair[0] <= pair[1]));

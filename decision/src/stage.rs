@@ -1,11 +1,12 @@
 //! The stage: ticks, controls and complete frames in; decisions and actions out.
 //!
 //! # Order within a tick
-//! 1. wakes that fell due, each *at the tick it was due*: campaigns nobody sent a row about (paused
-//!    for a spent day, or without traffic) are decided on their last row;
+//! 1. wakes that fell due before, each *at the tick it was due*: campaigns nobody sent a row about
+//!    (paused for a spent day, or without traffic) are decided on their last row;
 //! 2. portfolios, once per UTC day (before the first wake or row of the day);
 //! 3. controls, in their order;
-//! 4. the rows of the frame, in their order.
+//! 4. the rows of the frame, in their order;
+//! 5. wakes due at this very tick, where no row came.
 //!
 //! Because a wake is a function of earlier inputs and is dated by its due tick, a caller may leave
 //! ticks without controls and rows out, or not: the decisions are the same.
@@ -156,7 +157,7 @@ impl Stage {
         self.counters.ticks += 1;
         self.counters.rows += frame.rows.len() as u64;
         let mut made = Vec::with_capacity(frame.rows.len());
-        self.run_wakes(tick, &mut made);
+        self.run_wakes(tick.saturating_sub(1), &mut made);
         self.share_portfolios(tick);
         for control in controls {
             self.apply(tick, control);
@@ -164,6 +165,7 @@ impl Stage {
         for (info, row) in &frame.rows {
             self.meet(tick, info, row, &mut made);
         }
+        self.run_wakes(tick, &mut made);
         self.book.set_tick(tick);
         self.output(made)
     }
@@ -297,7 +299,9 @@ impl Stage {
         };
         let id = info.ancestors[Level::Account as usize];
         if let Some(account) = self.accounts.get_mut(&id) {
-            self.campaigns[at].meet(row, &self.windows, account);
+            let campaign = &mut self.campaigns[at];
+            let owner = self.ledger.at(campaign.owner);
+            campaign.meet(row, &self.windows, account, owner);
         }
         self.decide(tick, at, made);
     }
@@ -335,9 +339,13 @@ impl Stage {
             book.set_quote(&info.key, campaign.quote(objective, owner));
         }
         made.push(out);
+        campaign.looked = tick;
         let review = us_of_tick(tick).saturating_add(ms_to_us(config.controller.review_ms));
-        let wake = tick_of_us(campaign.resumes_us(account).unwrap_or(review)).max(tick + 1);
-        let reviews_left = campaign.reviews < REVIEWS_MAX || campaign.resumes_us(account).is_some();
+        let resumes = campaign.resumes_us();
+        // Where resuming is due and was blocked, it is tried again at the pace of reviews.
+        let later = resumes.filter(|resumes| *resumes > us_of_tick(tick)).unwrap_or(review);
+        let wake = tick_of_us(later).max(tick + 1);
+        let reviews_left = resumes.is_some() || campaign.reviews < REVIEWS_MAX;
         // One entry in the queue per campaign; a later wish is honoured when the entry fires.
         if reviews_left && campaign.wake.is_none_or(|queued| wake < queued) {
             if let Some(queued) = campaign.wake.replace(wake) {
@@ -347,16 +355,24 @@ impl Stage {
         }
     }
 
-    fn run_wakes(&mut self, tick: Tick, made: &mut Vec<Outcomes>) {
-        while let Some(&(due, order, at)) = self.wakes.first().filter(|wake| wake.0 <= tick) {
+    /// Runs the wakes due up to `until`. One that came too early is put off; one of an account that
+    /// is silent itself is dropped, as nothing may be changed before it is heard again.
+    fn run_wakes(&mut self, until: Tick, made: &mut Vec<Outcomes>) {
+        let review_us = ms_to_us(self.config.controller.review_ms);
+        let late_us = ms_to_us(self.config.guardrails.feed_late_ms);
+        while let Some(&(due, order, at)) = self.wakes.first().filter(|wake| wake.0 <= until) {
             self.wakes.remove(&(due, order, at));
-            let review_us = ms_to_us(self.config.controller.review_ms);
             let campaign = &mut self.campaigns[at];
             campaign.wake = None;
-            let account = self.accounts.get(&campaign.info.ancestors[Level::Account as usize]);
-            let resumes = account.and_then(|account| campaign.resumes_us(account));
-            let wanted = tick_of_us(us_of_tick(campaign.row.tick).saturating_add(review_us));
-            if resumes.is_none() && wanted > due {
+            let id = campaign.info.ancestors[Level::Account as usize];
+            let Some(account) = self.accounts.get(&id) else { continue };
+            let wanted_us = match campaign.resumes_us() {
+                Some(resumes_us) => resumes_us,
+                None if us_of_tick(due) - account.heard_us > late_us => continue,
+                None => us_of_tick(campaign.looked).saturating_add(review_us),
+            };
+            let wanted = tick_of_us(wanted_us);
+            if wanted > due {
                 campaign.wake = Some(wanted);
                 self.wakes.insert((wanted, order, at));
                 continue;

@@ -50,8 +50,10 @@ pub(crate) fn pacing(
     let position = day.position(now_us);
     let horizon = ms_to_us(gains.horizon_ms) as f64 / day.hour_us();
     let until = (position + horizon).min(24.0);
-    // Until the campaign is as old as the window, the window is only as wide as it is old.
-    let width_us = view.short_us.min(now_us - watched.first_seen_us).max(view.short_us / 60).max(1);
+    // A campaign younger than the window fills only part of it, unless its data reach further back.
+    let older = view.long.impressions > view.short.impressions;
+    let age_us = if older { view.short_us } else { now_us - watched.first_seen_us };
+    let width_us = age_us.clamp(view.short_us / 60, view.short_us).max(1);
     let rate = view.short.cost_micros.max(0) as f64 / width_us as f64;
     let measured_from = (position - width_us as f64 / day.hour_us()).max(0.0);
     let density_now = plan.density(measured_from, position);
@@ -90,13 +92,13 @@ pub(crate) fn ms_to_us(ms: u64) -> i64 {
     i64::try_from(ms).unwrap_or(i64::MAX).saturating_mul(1_000)
 }
 
-/// Value of the last day against its price.
+/// Value of the last day against its price; numbers that are not fresh were acted on before.
 pub(crate) fn kpi(
     view: &View,
     basis: &Basis,
-    unit: Unit,
-    price_micros: f64,
+    (unit, price_micros): (Unit, f64),
     events_min: i64,
+    fresh: bool,
 ) -> Kpi {
     let events = unit.events(&view.mature).max(0);
     let clicks = view.recent.clicks.max(0);
@@ -108,7 +110,7 @@ pub(crate) fn kpi(
         one: unit.one(basis),
         variance: per_event + 1.0 / clicks.max(1) as f64,
         window_us: view.recent_us,
-        usable: events >= events_min && clicks > 0,
+        usable: fresh && events >= events_min && clicks > 0,
     }
 }
 
