@@ -30,6 +30,24 @@ pub enum Mode {
     Files,
 }
 
+/// Key of [`HistoryMeta::versions`] that keeps the mode: a replay runs as the run did.
+const INPUT: &str = "input";
+
+impl Mode {
+    const fn name(self) -> &'static str {
+        match self {
+            Mode::Live => "live",
+            Mode::Files => "files",
+        }
+    }
+
+    /// The mode of the run that wrote a history.
+    pub fn of(meta: &HistoryMeta) -> Mode {
+        let files = meta.versions.get(INPUT).is_some_and(|name| name == Mode::Files.name());
+        if files { Mode::Files } else { Mode::Live }
+    }
+}
+
 /// What the graph computes.
 pub fn feature_spec(config: &Checked, mode: Mode) -> anyhow::Result<FeatureSpec> {
     let windows: Result<Vec<WindowSpec>, _> =
@@ -203,8 +221,8 @@ pub fn projection(config: &Checked) -> Projection {
 }
 
 /// What the history says about the run.
-pub fn history_meta(config: &Checked, spec: &FeatureSpec) -> HistoryMeta {
-    let versions = [("engine", env!("CARGO_PKG_VERSION"))];
+pub fn history_meta(config: &Checked, spec: &FeatureSpec, mode: Mode) -> HistoryMeta {
+    let versions = [("engine", env!("CARGO_PKG_VERSION")), (INPUT, mode.name())];
     HistoryMeta {
         windows: spec.windows.clone(),
         levels: spec.levels.clone(),

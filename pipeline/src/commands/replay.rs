@@ -5,7 +5,7 @@ use std::sync::{Arc, RwLock};
 
 use clap::Args;
 use omnify_config::Checked;
-use omnify_decision::stage::{ExecutorMode, Stage};
+use omnify_decision::stage::Stage;
 use omnify_operators::model::{Registry, RegistryView};
 use omnify_operators::spec::{FeatureSpec, PaneRows};
 use omnify_sinks::history::{Difference, HistoryError, HistoryReader, HistoryWriter, Table};
@@ -65,6 +65,7 @@ pub struct Offline {
     pub out: Option<PathBuf>,
     /// Worker threads.
     pub workers: usize,
+    mode: Mode,
 }
 
 impl Offline {
@@ -84,6 +85,7 @@ impl Offline {
             spec: Arc::new(spec),
             out,
             config,
+            mode,
         })
     }
 
@@ -115,7 +117,7 @@ impl Offline {
     }
 
     fn recorder(&self, out: &Path, view: &RegistryView) -> anyhow::Result<Recorder> {
-        let meta = setup::history_meta(&self.config, &self.spec);
+        let meta = setup::history_meta(&self.config, &self.spec, self.mode);
         let options = setup::writer_options(&self.config);
         let config = self.config.clone();
         let writer = HistoryWriter::create(out, meta, view.clone(), options)?
@@ -192,11 +194,7 @@ fn record(common: &Common, args: &ReplayArgs, dir: &Path) -> anyhow::Result<Done
             return Ok(differs(&difference));
         }
     }
-    let mode = match reader.meta().versions.get("input").map(String::as_str) {
-        Some("files") => Mode::Files,
-        _ => Mode::Live,
-    };
-    let run = Offline::new(config, mode, args.out.clone(), args.workers)?;
+    let run = Offline::new(config, Mode::of(reader.meta()), args.out.clone(), args.workers)?;
     let mut feeds: Vec<BoxedFeed> =
         vec![Box::new(RecordFeed::new(Some(reader.replay(run.registry.clone()))))];
     feeds.extend((1..run.workers).map(|_| Box::new(RecordFeed::new(None)) as BoxedFeed));
@@ -267,9 +265,4 @@ fn first_difference(
         Some(made) => at(Some(made.entity), "the replay decided this anew".into()),
         None => at(None, "the digest of an earlier tick differs".into()),
     })
-}
-
-/// The mode of the run, as `run.json` keeps it.
-pub fn executor_mode(config: &Checked) -> Option<ExecutorMode> {
-    setup::stage_config(config).map(|stage| stage.executor)
 }

@@ -20,6 +20,8 @@ mod folder;
 mod input;
 mod reorder;
 mod rows;
+#[cfg(test)]
+mod tests;
 mod text;
 
 use std::path::Path;

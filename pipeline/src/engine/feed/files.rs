@@ -58,6 +58,8 @@ pub struct FileFeed {
     events: Reorder<Event>,
     reports: Reorder<ReportRow>,
     finish: Arc<Finish>,
+    /// The account of rows without a time that have not entered yet.
+    loose: Note,
     now: Tick,
     newest: EventTime,
     progress: Box<dyn Fn((u64, u64)) + Send>,
@@ -73,12 +75,21 @@ impl FileFeed {
         progress: Box<dyn Fn((u64, u64)) + Send>,
     ) -> FileFeed {
         let (events, reports) = (Reorder::new(reorder_rows), Reorder::new(reorder_rows));
-        FileFeed { source, events, reports, finish, now: 0, newest: EventTime::MIN, progress }
+        FileFeed {
+            source,
+            events,
+            reports,
+            finish,
+            loose: Note::default(),
+            now: 0,
+            newest: EventTime::MIN,
+            progress,
+        }
     }
 
     fn batch(&mut self, batch: Batch, graph: &mut Graph, notes: &mut Notes) {
-        // Rows that carry no time of their own enter with the first that does.
-        let mut loose = Some(Note {
+        // Rows that carry no time of their own enter with the next that does.
+        self.loose.merge(Note {
             rows: batch.ignored + batch.dead.len() as u64,
             ignored: batch.ignored,
             dead: batch.dead,
@@ -110,17 +121,8 @@ impl FileFeed {
             self.send(&events[at..end], due, graph);
             let note = notes.entry(self.now).or_default();
             note.merge(Note { rows, ..Note::default() });
-            if let Some(loose) = loose.take() {
-                note.merge(stamped(loose, self.now));
-            }
+            note.merge(stamped(&mut self.loose, self.now));
             at = end;
-        }
-        if let Some(loose) = loose.filter(|note| note.rows > 0) {
-            if self.now == 0 {
-                self.now = self.finish.grain_ms;
-            }
-            self.send(&[], Vec::new(), graph);
-            notes.entry(self.now).or_default().merge(stamped(loose, self.now));
         }
     }
 
@@ -132,7 +134,9 @@ impl FileFeed {
     }
 }
 
-fn stamped(mut note: Note, tick: Tick) -> Note {
+/// Takes the loose rows; their dead letters get the tick at which they enter.
+fn stamped(loose: &mut Note, tick: Tick) -> Note {
+    let mut note = std::mem::take(loose);
     note.dead.iter_mut().for_each(|letter| letter.tick = tick);
     note
 }
@@ -160,6 +164,12 @@ impl Feed for FileFeed {
         };
         let (events, reports) = (self.events.finish(), self.reports.finish());
         self.batch(Batch { events, reports, ..Batch::default() }, graph, notes);
+        if self.loose.rows > 0 {
+            // Not a single row after these had a time: they enter at the newest tick there is.
+            self.now = self.now.max(self.finish.grain_ms);
+            super::send(graph, self.now, [], false);
+            notes.entry(self.now).or_default().merge(stamped(&mut self.loose, self.now));
+        }
         if let Some(last) = self.finish.done(self.newest) {
             let last = last.max(self.now);
             super::send(graph, last, [], true);
