@@ -193,7 +193,7 @@ impl BidBook {
         let cap = quote.cap_micros as f64;
         let bid = bid.clamp((quote.floor_micros as f64).min(cap), cap).round() as i64;
         match context.floor_micros {
-            Some(floor) if floor > bid => answer.reasons.push("below_seller_floor"),
+            Some(floor) if floor > bid => answer.reasons.push(reason::SELLER_FLOOR),
             _ => answer.bid_micros = Some(bid),
         }
         answer

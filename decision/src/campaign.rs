@@ -22,6 +22,7 @@ use crate::guardrail::{Driver, Facts, Proposal};
 use crate::ledger::{Owner, Purse, is_paused};
 use crate::model::{ClickModel, Context, Rates};
 use crate::policy::Policy;
+use crate::portfolio::Allotment;
 use crate::steer::{Watched, complexity, explain, explore, kpi, ms_to_us, pacing, predict};
 use crate::view::{Basis, Unit, View, Windows};
 
@@ -51,6 +52,8 @@ pub(crate) struct Scene<'a> {
     pub(crate) killed_tenant: bool,
     pub(crate) tick: Tick,
     pub(crate) now_us: i64,
+    /// Most a campaign's budget may be, given what the rest of its portfolio has.
+    pub(crate) room_micros: i64,
 }
 
 /// What is known when the bid is decided.
@@ -72,8 +75,10 @@ pub(crate) struct Campaign {
     pub(crate) covering: Vec<usize>,
     /// The last row seen.
     pub(crate) row: FeatureRow,
-    /// The goal whose portfolio it shares, and its budget from it.
-    pub(crate) allocated: Option<(usize, i64)>,
+    /// Its part of a portfolio.
+    pub(crate) allotment: Option<Allotment>,
+    /// What the portfolio counts it with.
+    pub(crate) counted_micros: i64,
     /// Learned response, for the portfolio.
     pub(crate) response: Option<Response>,
     /// Whether a row came since the response was last updated.
@@ -113,7 +118,8 @@ impl Campaign {
             owner,
             covering,
             row: *row,
-            allocated: None,
+            allotment: None,
+            counted_micros: 0,
             response: None,
             new_for_response: false,
             looked: row.tick,
@@ -165,6 +171,17 @@ impl Campaign {
         self.noted = (account.day.start_us, spent);
     }
 
+    /// Invariant 8, as of the last decision.
+    pub(crate) fn books_balance(&self) -> bool {
+        self.purse.balances()
+    }
+
+    /// Brings the portfolio's total up to date with this campaign's budget.
+    pub(crate) fn count(&mut self, owner: &Owner, total: &mut i64) {
+        let now = owner.budget_at_most();
+        *total += now - std::mem::replace(&mut self.counted_micros, now);
+    }
+
     /// What spend would have been at the bid of the day's first row, over what it was.
     fn at_bid_of_day(&self, owner: &Owner) -> f64 {
         let elasticity = self.duals.map_or(1.0, |duals| duals.elasticity().used());
@@ -193,11 +210,17 @@ impl Campaign {
             draft.reasons.push(reason::REVIEW);
         }
         let view = View::at(scene.windows, &self.row, now_us, account.day.start_us);
-        let allocated =
-            self.allocated.filter(|(to, _)| *to == objective.at).map(|(_, share)| share);
-        let budget = allocated.unwrap_or(goal.daily_budget_micros);
+        let allotment = self.allotment.filter(|allotment| allotment.goal == objective.at);
+        let wished =
+            allotment.map_or(goal.daily_budget_micros, |allotment| allotment.budget_micros);
+        let actual = owner.actual.budget_micros;
+        // A part may rise only into room that others have already left.
+        let budget = wished.min(scene.room_micros.max(actual.unwrap_or(0)));
+        if budget <= 0 {
+            return draft.hold(reason::PORTFOLIO_FULL);
+        }
         // The platform stops at its own budget, whatever is wished.
-        let in_force = owner.actual.budget_micros.map_or(budget, |actual| actual.min(budget));
+        let in_force = actual.map_or(budget, |actual| actual.min(budget));
         let (first_seen_us, gap_us) = (self.first_seen_us, self.gap_us);
         let watched = Watched { now_us, first_seen_us, gap_us };
         let gains = &config.controller;
@@ -206,7 +229,6 @@ impl Campaign {
         self.purse = Purse::open(in_force);
         let until_next = pacing.until_next_micros;
         let committed = self.purse.commit(pacing.spent_micros, until_next);
-        debug_assert!(self.purse.balances(), "invariant 8: {:?}", self.purse);
         let out_of_budget = self.purse.left_micros() == 0 || committed < until_next;
 
         if let Some(flight) = &owner.in_flight {
@@ -244,7 +266,7 @@ impl Campaign {
             }
             return out;
         }
-        if let Some((driver, why)) = budget_change(owner, budget, allocated.is_some(), now_us)
+        if let Some((driver, why)) = budget_change(owner, budget, allotment.as_ref(), now_us)
             && owner.rejected != Some(Setting::Budget { budget_micros: budget })
         {
             facts.before_micros = owner.actual.budget_micros;
@@ -507,7 +529,7 @@ impl Campaign {
 fn budget_change(
     owner: &Owner,
     budget: i64,
-    shared: bool,
+    allotment: Option<&Allotment>,
     now_us: i64,
 ) -> Option<(Driver, &'static str)> {
     let edited = owner.foreign_edit_us.is_some_and(|edited| now_us - edited < 3 * DAY_US);
@@ -517,8 +539,10 @@ fn budget_change(
         // Somebody lowered it on purpose: that is respected for three days.
         Some(actual) if edited && actual < budget => None,
         // Shares within 1 % of each other are not worth a write.
-        Some(actual) if shared && (actual - budget).abs() <= budget / 100 => None,
-        Some(_) if shared => Some((Driver::Reallocation, reason::REALLOCATED)),
+        Some(actual) if allotment.is_some() && (actual - budget).abs() <= budget / 100 => None,
+        Some(actual) if allotment.is_some_and(|allotment| !allotment.over || actual < budget) => {
+            Some((Driver::Reallocation, reason::REALLOCATED))
+        }
         Some(_) => Some((Driver::Wish, reason::BUDGET_CHANGED)),
     }
 }

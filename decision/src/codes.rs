@@ -45,6 +45,7 @@ pub mod reason {
             ESTABLISH_BID = "establish_bid", "The bid at the platform is unknown; it starts from the estimated value.";
             BUDGET_CHANGED = "budget_changed", "The budget at the platform differs from the one wanted.";
             REALLOCATED = "reallocated", "The portfolio's budget was shared out anew by equal marginal return.";
+            PORTFOLIO_FULL = "portfolio_full", "The portfolio has no budget left until other campaigns came down.";
             BUDGET_BINDS = "budget_binds", "The budget multiplier gives the lower bid.";
             KPI_BINDS = "kpi_binds", "The KPI multiplier gives the lower bid.";
             BEHIND_PLAN = "behind_plan", "Less was spent than planned for this time of day.";
@@ -73,6 +74,7 @@ pub mod reason {
             NO_SIBLING = "no_sibling", "No fresh sibling with enough evidence can take over.";
             NO_GOAL = "no_goal", "No goal covers the campaign, so nothing is changed, only told.";
             ANOMALY = "anomaly", "Delivery is unusual.";
+            SELLER_FLOOR = "seller_floor", "The seller's floor is above the bid (only in answers to bid requests).";
         }
     }
 }

@@ -100,6 +100,15 @@ impl Owner {
         }
     }
 
+    /// The budget the platform may hold: what it has, or what is on its way if that is more.
+    pub(crate) fn budget_at_most(&self) -> i64 {
+        let coming = self.in_flight.as_ref().and_then(|flight| match flight.desired {
+            Setting::Budget { budget_micros } => Some(budget_micros),
+            _ => None,
+        });
+        coming.max(self.actual.budget_micros).unwrap_or(0)
+    }
+
     /// Takes note of a foreign change once.
     pub(crate) fn take_drift(&mut self) -> bool {
         std::mem::take(&mut self.drifted)

@@ -77,6 +77,7 @@ pub mod ledger;
 pub mod model;
 mod plan;
 mod policy;
+mod portfolio;
 pub mod stage;
 mod steer;
 mod view;

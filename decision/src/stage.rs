@@ -5,13 +5,13 @@
 //!    (paused for a spent day, or without traffic) are decided on their last row;
 //! 2. portfolios, once per UTC day (before the first wake or row of the day);
 //! 3. controls, in their order;
-//! 4. the rows of the frame, in their order;
+//! 4. the rows of the frame, in their order (new campaigns join their portfolios first);
 //! 5. wakes due at this very tick, where no row came.
 //!
 //! Because a wake is a function of earlier inputs and is dated by its due tick, a caller may leave
 //! ticks without controls and rows out, or not: the decisions are the same.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use omnify_operators::model::{
@@ -32,6 +32,7 @@ pub use crate::digest::Digest;
 use crate::draft::Outcomes;
 use crate::ledger::{Ledger, Owner};
 use crate::model::ClickModel;
+use crate::portfolio::Portfolios;
 use crate::steer::ms_to_us;
 use crate::view::{View, Windows};
 use crate::wear::{GoalOf, Wear};
@@ -100,6 +101,8 @@ pub struct Stage {
     wear: Wear,
     wakes: BTreeSet<(Tick, u64, usize)>,
     allocated_day: i64,
+    /// Budgets given out by goal and tenant, for goals with a portfolio.
+    shared: HashMap<(usize, EntityId), i64>,
 }
 
 impl Stage {
@@ -128,6 +131,7 @@ impl Stage {
             wear: Wear::default(),
             wakes: BTreeSet::new(),
             allocated_day: i64::MIN,
+            shared: HashMap::new(),
         })
     }
 
@@ -162,6 +166,7 @@ impl Stage {
         for control in controls {
             self.apply(tick, control);
         }
+        self.register(tick, frame);
         for (info, row) in &frame.rows {
             self.meet(tick, info, row, &mut made);
         }
@@ -287,16 +292,7 @@ impl Stage {
         row: &FeatureRow,
         made: &mut Vec<Outcomes>,
     ) {
-        let at = match self.campaign_at.get(&info.id) {
-            Some(at) => *at,
-            None => {
-                let covering = covering(&self.objectives, info);
-                let owner = self.ledger.position(&info.key);
-                self.campaigns.push(Campaign::new(info, owner, covering, row));
-                self.campaign_at.insert(info.id, self.campaigns.len() - 1);
-                self.campaigns.len() - 1
-            }
-        };
+        let Some(&at) = self.campaign_at.get(&info.id) else { return };
         let id = info.ancestors[Level::Account as usize];
         if let Some(account) = self.accounts.get_mut(&id) {
             let campaign = &mut self.campaigns[at];
@@ -319,11 +315,12 @@ impl Stage {
             accounts,
             book,
             wakes,
+            shared,
             ..
         } = self;
         let campaign = &mut campaigns[at];
         let info = campaign.info.clone();
-        let scene = scene(config, windows, model.as_deref(), killed, tick, &info);
+        let mut scene = scene(config, windows, model.as_deref(), killed, tick, &info);
         let Some(objective) = active(objectives, &campaign.covering, scene.now_us) else {
             book.remove(&info.key);
             return;
@@ -333,7 +330,19 @@ impl Stage {
         };
         account.advance(&info.time_zone, scene.now_us);
         let owner = ledger.at(campaign.owner);
-        let out = campaign.decide(&scene, objective, account, owner);
+        let mut total = objective.goal.portfolio_budget_micros.map(|budget_micros| {
+            let tenant = info.ancestors[Level::Tenant as usize];
+            (budget_micros, shared.entry((objective.at, tenant)).or_default())
+        });
+        if let Some((budget_micros, total)) = &mut total {
+            campaign.count(owner, total);
+            scene.room_micros = *budget_micros - (**total - campaign.counted_micros);
+        }
+        let mut out = campaign.decide(&scene, objective, account, owner);
+        out.violations += u64::from(!campaign.books_balance());
+        if let Some((_, total)) = total {
+            campaign.count(owner, total);
+        }
         let held = out.decision.reasons.first() == Some(&crate::codes::reason::BETWEEN_UPDATES);
         if !held || book.quote(&info.key).is_none() {
             book.set_quote(&info.key, campaign.quote(objective, owner));
@@ -386,50 +395,34 @@ impl Stage {
     /// Once per UTC day: what the campaigns of each portfolio are given, from the state as it is.
     fn share_portfolios(&mut self, tick: Tick) {
         let day = us_of_tick(tick).div_euclid(DAY_US);
-        if day <= self.allocated_day {
-            return;
-        }
-        self.allocated_day = day;
-        let now_us = day * DAY_US;
-        let mut portfolios: BTreeMap<(usize, &str), Vec<usize>> = BTreeMap::new();
-        for (at, campaign) in self.campaigns.iter().enumerate() {
-            let goal = active_at(&self.objectives, &campaign.covering, now_us);
-            let shared =
-                goal.filter(|goal| self.objectives[*goal].goal.portfolio_budget_micros.is_some());
-            if let Some(goal) = shared {
-                portfolios.entry((goal, campaign.info.key.tenant())).or_default().push(at);
-            }
-        }
-        let mut given = Vec::new();
-        for ((goal, _), mut members) in portfolios {
-            members.sort_by(|a, b| {
-                let info = |at: &usize| &self.campaigns[*at].info;
-                (info(a).order, &info(a).key).cmp(&(info(b).order, &info(b).key))
-            });
-            let objective = &self.objectives[goal];
-            given.push((goal, members.clone(), objective.goal.portfolio_budget_micros));
-        }
-        for (goal, members, budget) in given {
-            if let Some(budget) = budget {
-                self.share_portfolio(goal, &members, budget);
-            }
+        if day > self.allocated_day {
+            self.allocated_day = day;
+            let all = Portfolios::of(&self.objectives, &self.campaigns, day * DAY_US, |_, _| true);
+            all.share(&self.objectives, &self.windows, &mut self.campaigns, &mut self.ledger);
         }
     }
 
-    fn share_portfolio(&mut self, goal: usize, members: &[usize], budget_micros: i64) {
-        let objective = &self.objectives[goal];
-        let mut parts = Vec::with_capacity(members.len());
-        for &at in members {
-            let actual = self.ledger.at(self.campaigns[at].owner).actual.budget_micros;
-            let even = budget_micros / members.len() as i64;
-            let campaign = &mut self.campaigns[at];
-            campaign.learn_response(objective, &self.windows);
-            parts.push((campaign.response, actual.unwrap_or(even)));
+    /// Takes in the campaigns of a frame that are new; the portfolios they join are shared out
+    /// anew before anything is decided, so that they never sum to more than there is.
+    fn register(&mut self, tick: Tick, frame: &Frame) {
+        let now_us = us_of_tick(tick);
+        let mut joined: BTreeSet<(usize, &str)> = BTreeSet::new();
+        for (info, row) in &frame.rows {
+            if info.level != Level::Campaign || self.campaign_at.contains_key(&info.id) {
+                continue;
+            }
+            let covering = covering(&self.objectives, info);
+            let goal = active_at(&self.objectives, &covering, now_us);
+            let shared = |at: &usize| self.objectives[*at].goal.portfolio_budget_micros.is_some();
+            joined.extend(goal.filter(shared).map(|goal| (goal, info.key.tenant())));
+            let owner = self.ledger.position(&info.key);
+            self.campaigns.push(Campaign::new(info, owner, covering, row));
+            self.campaign_at.insert(info.id, self.campaigns.len() - 1);
         }
-        let amounts =
-            crate::allocate::portfolio(&parts, budget_micros, objective.goal.daily_budget_micros);
-        for (&at, amount) in members.iter().zip(amounts) {
-            self.campaigns[at].allocated = Some((goal, amount));
+        if !joined.is_empty() {
+            let grown = |goal, tenant: &str| joined.contains(&(goal, tenant));
+            let grown = Portfolios::of(&self.objectives, &self.campaigns, now_us, grown);
+            grown.share(&self.objectives, &self.windows, &mut self.campaigns, &mut self.ledger);
         }
     }
 }
@@ -454,6 +447,7 @@ fn scene<'a>(
         killed_tenant,
         tick,
         now_us: us_of_tick(tick),
+        room_micros: i64::MAX,
     }
 }
 
@@ -469,7 +463,12 @@ fn covering(objectives: &[Objective], info: &EntityInfo) -> Vec<usize> {
     covering
 }
 
-fn active_at(objectives: &[Objective], covering: &[usize], now_us: i64) -> Option<usize> {
+/// The first of the covering goals whose dates hold the instant.
+pub(crate) fn active_at(
+    objectives: &[Objective],
+    covering: &[usize],
+    now_us: i64,
+) -> Option<usize> {
     covering.iter().copied().find(|at| objectives[*at].active(now_us))
 }
 
@@ -480,3 +479,7 @@ fn active<'a>(
 ) -> Option<&'a Objective> {
     active_at(objectives, covering, now_us).map(|at| &objectives[at])
 }
+
+#[cfg(test)]
+#[path = "stage_tests.rs"]
+mod tests;
