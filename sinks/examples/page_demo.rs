@@ -336,7 +336,7 @@ fn features(info: &EntityInfo, tick: u64, step: u64) -> FeatureRow {
         Level::AdGroup => 3.0,
         Level::Creative => 1.0,
     };
-    let worn = info.key.as_str().ends_with("video_hike_15s") && info.order % 3 != 0;
+    let worn = info.key.as_str().ends_with("video_hike_15s") && !info.order.is_multiple_of(3);
     let wear = if worn { (step as f64 / 900.0).min(1.6) } else { 0.0 };
     let base = 0.006 + 0.012 * noise(info.order, 2);
     let rhythm = 1.0 + 0.35 * (step as f64 / 90.0 + noise(info.order, 4) * 6.0).sin();
@@ -369,7 +369,7 @@ fn features(info: &EntityInfo, tick: u64, step: u64) -> FeatureRow {
     let long = windows[3];
     let spread = (ctr / long.impressions.max(1) as f64).sqrt() * 1.64;
     let ratio = 1.0 - 0.28 * wear;
-    let young = info.level == Level::Creative && info.order % 7 == 0;
+    let young = info.level == Level::Creative && info.order.is_multiple_of(7);
     let state = match ratio {
         _ if young => FatigueState::Insufficient,
         ratio if ratio < 0.8 => FatigueState::WearingOut,
@@ -407,7 +407,7 @@ fn features(info: &EntityInfo, tick: u64, step: u64) -> FeatureRow {
         },
         anomaly: Anomaly {
             score: noise(info.order, step / 30) * 2.0,
-            alarm: info.order % 23 == 0 && (step / 120) % 2 == 1,
+            alarm: info.order.is_multiple_of(23) && (step / 120) % 2 == 1,
         },
     }
 }

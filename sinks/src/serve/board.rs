@@ -34,6 +34,9 @@ const SPARK_EVERY_MS_MAX: u64 = 24 * 60 * 1_000;
 const PULSE_POINTS: usize = 180;
 const PULSE_EVERY_MS: u64 = 1_000;
 
+/// Entities whose settings are remembered before their first row; those of more are reported again.
+const EARLY_MAX: usize = 65_536;
+
 /// Says the currency of an entity's amounts.
 pub type CurrencyOf = dyn Fn(&EntityKey) -> Option<Currency> + Send + Sync;
 
@@ -86,6 +89,8 @@ pub struct Board {
     index: Arc<LazyIndex>,
     added: Vec<(EntityKey, u32)>,
     ids: HashMap<EntityKey, u32>,
+    /// Settings reported of entities that have no row yet.
+    early: HashMap<EntityKey, Actual>,
     decisions: DecisionFeed,
     actions: ActionLog,
     accounts: Arc<BTreeMap<EntityKey, Watermarks>>,
@@ -131,6 +136,7 @@ impl Board {
             index,
             added: Vec::new(),
             ids: HashMap::new(),
+            early: HashMap::new(),
             decisions,
             actions,
             accounts,
@@ -186,14 +192,20 @@ impl Board {
         }
     }
 
-    /// Takes over an entity's settings as its platform reports them.
+    /// Takes over an entity's settings as its platform reports them; what comes before the entity's
+    /// first row waits for it.
     pub fn observe(&mut self, entity: &EntityKey, actual: &Actual) {
-        if let Some(row) = self.ids.get(entity).copied().and_then(|id| self.row_mut(id)) {
-            let settings = &mut row.settings;
-            settings.bid_micros = actual.bid_micros.or(settings.bid_micros);
-            settings.budget_micros = actual.budget_micros.or(settings.budget_micros);
-            settings.status = actual.status.or(settings.status);
-        }
+        let known = self.ids.get(entity).copied();
+        let room = self.early.len() < EARLY_MAX || self.early.contains_key(entity);
+        let early = &mut self.early;
+        let settings = match known.and_then(|id| row_in(&mut self.chunks, id)) {
+            Some(row) => &mut row.settings,
+            None if room => early.entry(entity.clone()).or_default(),
+            None => return,
+        };
+        settings.bid_micros = actual.bid_micros.or(settings.bid_micros);
+        settings.budget_micros = actual.budget_micros.or(settings.budget_micros);
+        settings.status = actual.status.or(settings.status);
     }
 
     /// Sets the watermarks of an account that has its own.
@@ -201,13 +213,15 @@ impl Board {
         Arc::make_mut(&mut self.accounts).insert(account, watermarks);
     }
 
+    /// Whether [`Board::publish`] at `tick` would publish: counters need not be gathered otherwise.
+    pub fn due(&self, tick: Tick) -> bool {
+        self.published.is_none_or(|last| tick.saturating_sub(last) >= self.config.publish_every_ms)
+    }
+
     /// Closes a tick: publishes everything told so far, unless the last publication is less than
     /// [`BoardConfig::publish_every_ms`] ago.
     pub fn publish(&mut self, tick: Tick, counters: Counters) {
-        let due = self
-            .published
-            .is_none_or(|last| tick.saturating_sub(last) >= self.config.publish_every_ms);
-        if due {
+        if self.due(tick) {
             self.publish_now(tick, counters);
         }
     }
@@ -254,11 +268,7 @@ impl Board {
     }
 
     fn row_mut(&mut self, id: u32) -> Option<&mut Row> {
-        let id = id as usize;
-        let chunk = self.chunks.get_mut(id / CHUNK_ROWS)?;
-        // Look before making the chunk our own, so that a miss copies nothing.
-        chunk.get(id % CHUNK_ROWS)?.as_ref()?;
-        Arc::make_mut(chunk).get_mut(id % CHUNK_ROWS)?.as_mut()
+        row_in(&mut self.chunks, id)
     }
 
     fn upsert(&mut self, info: &Arc<EntityInfo>, features: &FeatureRow) {
@@ -280,7 +290,7 @@ impl Board {
                     info: info.clone(),
                     currency: (self.config.currency_of)(&info.key),
                     features: *features,
-                    settings: Actual::default(),
+                    settings: self.early.remove(&info.key).unwrap_or_default(),
                     decision: None,
                     pacing: None,
                     spark: None,
@@ -347,6 +357,15 @@ impl Board {
             error: decision.pacing_error,
         })
     }
+}
+
+/// The row of `id` for writing; its chunk is copied if a snapshot shares it.
+fn row_in(chunks: &mut [Arc<Chunk>], id: u32) -> Option<&mut Row> {
+    let id = id as usize;
+    let chunk = chunks.get_mut(id / CHUNK_ROWS)?;
+    // Look before making the chunk our own, so that a miss copies nothing.
+    chunk.get(id % CHUNK_ROWS)?.as_ref()?;
+    Arc::make_mut(chunk).get_mut(id % CHUNK_ROWS)?.as_mut()
 }
 
 /// The setting of the same kind as `wanted` that is true now, if known.

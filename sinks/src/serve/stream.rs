@@ -18,7 +18,7 @@ use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::counters::{Conservation, Counters};
+use super::counters::{Conservation, Counters, Watermarks};
 use super::error::ApiError;
 use super::features::as_of;
 use super::router::{App, Shared};
@@ -42,6 +42,7 @@ struct Delta<'a> {
     as_of_tick: Option<Tick>,
     readiness: Readiness,
     dry_run: bool,
+    watermarks: Watermarks,
     /// For operators only.
     conservation: Option<Conservation>,
     /// For operators only.
@@ -135,6 +136,7 @@ fn delta(app: &App, scope: &Scope, snapshot: &Snapshot, told: &mut Told) -> Even
         as_of_tick: as_of(snapshot),
         readiness: Readiness::of(app, snapshot, operator),
         dry_run: snapshot.setup.dry_run,
+        watermarks: snapshot.counters.watermarks,
         conservation: operator.then(|| snapshot.counters.conservation()),
         counters: operator.then_some(&snapshot.counters),
         decisions,

@@ -28,7 +28,6 @@ async function loadStatus() {
   show("dryrun", status.setup.dry_run);
   const version = status.build.commit ? `${status.build.version} (${status.build.commit})` : status.build.version;
   text("build", `OmniFy ${version} · actions go to ${words(status.setup.executor)}`);
-  text("maturity", maturity(status));
   byId("maturity").title = status.maturity;
   entities.windows(status.setup.windows);
   if (status.scope === "tenant") text(document.querySelector("h1"), `OmniFy · ${status.tenant}`);
@@ -75,8 +74,10 @@ const total = (codes) => Object.values(codes ?? {}).reduce((sum, value) => sum +
 
 function engine(news) {
   state.tick = news.as_of_tick;
-  text("clock", has(news.as_of_tick) ? `${date(news.as_of_tick)} ${clock(news.as_of_tick)} UTC` : "no tick yet");
+  text("day", has(news.as_of_tick) ? `${date(news.as_of_tick)} ` : "");
+  text("time", has(news.as_of_tick) ? `${clock(news.as_of_tick)} UTC` : "no tick yet");
   health(news.readiness);
+  text("maturity", maturity(news));
   if (!news.counters) return;
   const counters = news.counters;
   rates(counters, news.as_of_tick);

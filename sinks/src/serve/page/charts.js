@@ -31,6 +31,13 @@ class Chart {
     if (data[0].length < 2 || !globalThis.uPlot) return;
     if (this.plot) this.plot.setData(data);
     else this.remake();
+    this.rest();
+  }
+
+  /** Without a cursor the legend shows the newest value. */
+  rest() {
+    const last = this.data[0].length - 1;
+    if (this.plot?.legend.show && !has(this.plot.cursor.idx)) this.plot.setLegend({ idx: last });
   }
 
   size() {
@@ -81,7 +88,7 @@ export function detail(parent, label, colorName, format) {
     cursor: { y: false, points: { size: 6 } },
     axes: [
       { ...axis(), space: 70, values: (_, splits) => splits.map((at) => utc(at).slice(0, 5)) },
-      { ...axis(), size: 62, values: (_, splits) => splits.map((value) => format(value)) },
+      { ...axis(), size: 62, space: 24, values: (_, splits) => splits.map((value) => format(value)) },
     ],
     series: [
       { label: "UTC", value: (_, x) => (has(x) ? utc(x) : "–") },

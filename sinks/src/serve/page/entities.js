@@ -9,7 +9,7 @@ const LEVELS = ["tenant", "account", "campaign", "ad_group", "creative"];
 const PAGE = 50;
 const OPEN_MAX = 12;
 
-const view = { limit: PAGE, open: new Set(), selected: null, rows: [], more: false, window: null };
+const view = { limit: PAGE, open: new Set(), selected: null, rows: [], more: false, matching: 0, tree: true };
 let wake = () => {};
 const ask = () => wake();
 
@@ -52,6 +52,7 @@ async function load(api) {
 }
 
 function draw(matching, tree) {
+  Object.assign(view, { matching, tree });
   const window = field("f-window");
   const items = view.rows.flatMap((row) => (row.entity === view.selected ? [{ row }, { row, detail: true }] : [{ row }]));
   sync(byId("entity-rows"), items, (item) => (item.detail ? `${item.row.entity}!` : item.row.entity),
@@ -61,20 +62,26 @@ function draw(matching, tree) {
   const filtered = field("f-text") || field("f-state");
   text("entity-empty", filtered ? "Nothing matches." : "Waiting for first events.");
   show("entity-more", view.more);
-  text("entity-count", matching ? `${count(matching)} match, ${view.rows.length} shown` : "");
+  const shown = Math.min(matching, view.limit);
+  const what = tree ? "down to campaigns" : "match";
+  text("entity-count", matching ? `${shown < matching ? `${shown} of ` : ""}${count(matching)} ${what}` : "");
 }
+
+/** An account is known by its platform too. */
+const title = (row) => (row.level === "account" ? `${row.platform} ${row.account}` : name(row.entity));
 
 function plainRow(row) {
   const key = row.entity;
-  return h("tr", {},
-    h("th", { scope: "row" }, h("div", { class: "entity" },
+  const cell = (name, ...children) => h("td", { class: name, role: "cell" }, ...children);
+  return h("tr", { role: "row" },
+    h("th", { scope: "row", role: "rowheader" }, h("div", { class: "entity" },
       h("button", { type: "button", class: "twist", onclick: () => toggle(key) }),
-      h("button", { type: "button", class: "pick", title: key, onclick: () => select(key) }, h("span", { class: "name" }, name(key)), h("span", { class: "dim level" })))),
-    h("td", { class: "n spark-h" }, sparkline(`CTR trend of ${name(key)}`)),
-    h("td", { class: "n ctr" }, h("b"), h("span", { class: "dim" })),
-    h("td", { class: "n spend" }), h("td", { class: "n more impressions" }), h("td", { class: "n more cpc" }),
-    h("td", { class: "n more cpa" }), h("td", { class: "n more roas" }), h("td", { class: "n more freq" }),
-    h("td", {}, h("span", { class: "pill" })));
+      h("button", { type: "button", class: "pick", title: key, onclick: () => select(key) }, h("span", { class: "name" }, title(row)), h("span", { class: "dim level" })))),
+    cell("n spark-h", sparkline(`CTR trend of ${name(key)}`)),
+    cell("n ctr", h("b"), h("span", { class: "dim" })),
+    cell("n spend"), cell("n more impressions"), cell("n more cpc"),
+    cell("n more cpa"), cell("n more roas"), cell("n more freq"),
+    cell("state", h("span", { class: "pill" })));
 }
 
 /** A number that later conversions may still change. */
@@ -118,12 +125,12 @@ function toggle(key) {
 
 function select(key) {
   view.selected = view.selected === key ? null : key;
-  draw(view.matching ?? view.rows.length, field("f-level") === "tree" && field("f-sort") === "key" && !field("f-text"));
+  draw(view.matching, view.tree);
   ask();
 }
 
 function detailRow() {
-  const element = h("tr", { class: "detail-row" }, h("td", { colspan: 10 },
+  const element = h("tr", { class: "detail-row", role: "row" }, h("td", { colspan: 10, role: "cell" },
     h("div", { class: "facts-grid" }),
     h("div", { class: "charts" },
       h("figure", {}, h("figcaption"), h("div", { class: "chart" })),

@@ -33,7 +33,8 @@ export function pacing(page) {
       const share = (value) => `${Math.min(100, Math.max(0, (value / now.budget_micros) * 100)).toFixed(1)}%`;
       const pill = element.querySelector(".pill");
       const off = Math.abs(now.error);
-      text(pill, off < 0.03 ? "on plan" : `${signedPercent(now.error)} of budget`);
+      text(pill, off < 0.03 ? "on plan" : `${percent(off, 0)} ${now.error < 0 ? "behind" : "ahead"}`);
+      attribute(pill, "title", "Spent minus planned by now, as a share of the day's budget");
       attribute(pill, "class", `pill ${off < 0.05 ? "good" : off < 0.12 ? "warn" : "bad"}`);
       const bar = element.querySelector(".bar");
       const [spent, plan] = [now.spent_micros ?? 0, now.planned_micros ?? 0];
@@ -88,8 +89,8 @@ function decisionItem(item) {
       h("time", { class: "dim" })),
     h("div", { class: "what" }, wanted ? `${verb(item.kind)} ` : "", difference(item.before, wanted, item.currency),
       cut ? h("span", { class: "dim" }, ` (wanted ${setting(item.proposed, item.currency)})`) : null),
-    h("ul", { class: "why" }, item.reasons.map((code) => h("li", { title: code }, sentence(code)))),
-    item.guardrails.length ? h("ul", { class: "why guard" }, item.guardrails.map((code) => h("li", { title: code }, "Guardrail: ", sentence(code, "guardrails")))) : null,
+    h("p", { class: "why" }, item.reasons.map((code) => h("span", { title: code }, `${sentence(code)} `))),
+    item.guardrails.length ? h("p", { class: "why guard" }, "Guardrail: ", item.guardrails.map((code) => h("span", { title: code }, `${sentence(code, "guardrails")} `))) : null,
     h("details", {},
       h("summary", {}, "why exactly"),
       h("p", {}, `${above(item.entity)} · goal ${item.goal || "none"} · ${sentence(item.policy, "policies")} (${item.policy}) · model ${item.model_version || "none"} · pacing ${signedPercent(item.pacing_error, 1)}`),

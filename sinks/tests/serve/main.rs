@@ -1,0 +1,8 @@
+//! The HTTP API as its callers see it, without a socket.
+
+mod consistency;
+mod isolation;
+mod push;
+mod routes;
+mod stream;
+mod support;
