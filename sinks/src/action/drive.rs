@@ -18,12 +18,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use omnify_decision::action::Setting;
 use omnify_decision::control::{Actual, Outcome};
 use omnify_operators::model::EntityKey;
 
 use super::backoff::Backoff;
 use super::dispatcher::{Counters, NowTick};
-use super::plan::{holds, parts};
+use super::plan::{found, holds, parts};
 use super::{ActionSink, Capabilities, ErrorClass, ExecError, ExecOutcome, Intent, Retry};
 
 /// Where an action enters.
@@ -160,14 +161,14 @@ impl Driver {
         let mut tries = 0;
         loop {
             match self.in_effect(intent, &parts, around).await {
-                Ok(Some(true)) => {
-                    return Settled::End(Outcome::Applied { effective: intent.desired.clone() });
+                Ok(Found::Holds(effective)) => {
+                    return Settled::End(Outcome::Applied { effective });
                 }
-                Ok(Some(false)) if error.class == ErrorClass::Conflict => {
+                Ok(Found::Differs) if error.class == ErrorClass::Conflict => {
                     return Settled::End(rejected(error.clone()));
                 }
-                Ok(Some(false)) => return again(false, Outcome::Expired),
-                Ok(None) => return again(true, Outcome::Unknown),
+                Ok(Found::Differs) => return again(false, Outcome::Expired),
+                Ok(Found::Silent) => return again(true, Outcome::Unknown),
                 // The entity is gone: whatever happened, there is nothing left to settle.
                 Err(error) if error.class == ErrorClass::Validation => {
                     return Settled::End(rejected(error));
@@ -188,30 +189,44 @@ impl Driver {
     async fn in_effect(
         &self,
         intent: &Intent,
-        parts: &[(Option<&EntityKey>, omnify_decision::action::Setting)],
+        parts: &[(Option<&EntityKey>, Setting)],
         around: &dyn Surroundings,
-    ) -> Result<Option<bool>, ExecError> {
-        let mut all = Some(true);
+    ) -> Result<Found, ExecError> {
+        let mut all = Found::Holds(intent.desired.clone());
         for (entity, setting) in parts {
-            let entity = entity.unwrap_or(&intent.owner);
+            let shown_by = entity.unwrap_or(&intent.owner);
             self.counters.read_backs.fetch_add(1, Relaxed);
-            let read = self.sink.read_back(entity);
+            let read = self.sink.read_back(shown_by);
             let actual = match tokio::time::timeout(self.capabilities.call_timeout, read).await {
                 Ok(actual) => actual?,
                 Err(_) => {
-                    let message = format!("no answer about {entity}");
+                    let message = format!("no answer about {shown_by}");
                     return Err(ExecError::new(ErrorClass::Transient, message));
                 }
             };
-            let holds = holds(setting, &actual);
-            around.report(intent, Interim::Observed(entity.clone(), actual));
-            all = match (all, holds) {
-                (Some(all), Some(holds)) => Some(all && holds),
-                _ => None,
+            let found = found(setting, &actual);
+            around.report(intent, Interim::Observed(shown_by.clone(), actual));
+            let holds = found.as_ref().map(|found| holds(setting, intent.before.as_ref(), found));
+            all = match (all, holds, found) {
+                (Found::Silent, ..) | (_, None, _) | (_, _, None) => Found::Silent,
+                (Found::Differs, ..) | (_, Some(false), _) => Found::Differs,
+                // The owner's own value is what is in effect; a rotation is in effect as a whole.
+                (_, Some(true), Some(found)) if entity.is_none() => Found::Holds(found),
+                (all, Some(true), Some(_)) => all,
             };
         }
         Ok(all)
     }
+}
+
+/// What a read-back shows.
+enum Found {
+    /// The wish holds, as this.
+    Holds(Setting),
+    /// Something else does.
+    Differs,
+    /// The platform does not report it.
+    Silent,
 }
 
 fn rejected(error: ExecError) -> Outcome {

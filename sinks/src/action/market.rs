@@ -8,7 +8,7 @@
 //!
 //! | answer | outcome |
 //! |---|---|
-//! | 200 | `Applied`, or `NoChange` when `applied` is false |
+//! | 200 | `Applied` with what is in effect, or `NoChange` when `applied` is false |
 //! | 401, 403 | `Rejected` (auth, permission) |
 //! | 404, 413, 422, other 4xx | `Rejected` (validation, too much data) |
 //! | 409 | read back: it holds, or `Rejected` (conflict): someone else changed it |
@@ -150,7 +150,11 @@ impl Market {
                 .map_err(|error| format!("not the reply expected: {error}"))
         }) {
             Ok(Reply { applied: true, effective }) => ExecOutcome::Applied { effective },
-            Ok(Reply { applied: false, .. }) => ExecOutcome::NoChange,
+            Ok(Reply { applied: false, effective }) if effective == intent.desired => {
+                ExecOutcome::NoChange
+            }
+            // True already, as rounded by the platform.
+            Ok(Reply { applied: false, effective }) => ExecOutcome::Applied { effective },
             Err(message) => unknown(message),
         }
     }

@@ -67,16 +67,30 @@ fn fit(rounded: i64, wanted: i64, range: AmountRange, field: &str) -> Result<i64
     Err(ExecError::new(ErrorClass::Validation, message))
 }
 
-/// Whether `actual` shows `setting` to be true; `None` when the platform did not report it.
-/// A rotation has two entities and an alert none: see [`parts`].
-pub fn holds(setting: &Setting, actual: &Actual) -> Option<bool> {
-    match setting {
-        Setting::Bid { bid_micros } => actual.bid_micros.map(|found| found == *bid_micros),
-        Setting::Budget { budget_micros } => {
-            actual.budget_micros.map(|found| found == *budget_micros)
+/// What `actual` says about the kind of setting that `desired` is; `None` when it does not say.
+/// A rotation shows on two entities and an alert on none: see [`parts`].
+pub fn found(desired: &Setting, actual: &Actual) -> Option<Setting> {
+    match desired {
+        Setting::Bid { .. } => actual.bid_micros.map(|bid_micros| Setting::Bid { bid_micros }),
+        Setting::Budget { .. } => {
+            actual.budget_micros.map(|budget_micros| Setting::Budget { budget_micros })
         }
-        Setting::Status { status } => actual.status.map(|found| found == *status),
+        Setting::Status { .. } => actual.status.map(|status| Setting::Status { status }),
         Setting::Rotate { .. } | Setting::Alert { .. } => None,
+    }
+}
+
+/// Whether `found` shows that `desired` took effect: it is the same, or an amount on the way from
+/// `before` to it, which is what a platform leaves that rounds on its own.
+pub fn holds(desired: &Setting, before: Option<&Setting>, found: &Setting) -> bool {
+    if desired == found {
+        return true;
+    }
+    match (desired.micros(), before.and_then(Setting::micros), found.micros()) {
+        (Some(desired), Some(before), Some(found)) => {
+            found != before && (desired.min(before)..=desired.max(before)).contains(&found)
+        }
+        _ => false,
     }
 }
 
@@ -164,6 +178,15 @@ mod tests {
         assert_eq!(undo(&rotate(&a, &b), None), Some(rotate(&b, &a)));
         assert_eq!(undo(&budget(2), Some(&budget(1))), Some(budget(1)));
         assert_eq!(undo(&budget(2), None), None);
+    }
+
+    #[test]
+    fn an_amount_on_the_way_shows_a_platform_that_rounds() {
+        let holds = |found| holds(&budget(1_999), Some(&budget(1_000)), &budget(found));
+        assert!(holds(1_999) && holds(1_990));
+        assert!(!holds(1_000), "nothing happened");
+        assert!(!holds(2_000) && !holds(999), "somebody else was here");
+        assert!(!super::holds(&budget(1_999), None, &budget(1_990)));
     }
 
     proptest! {
