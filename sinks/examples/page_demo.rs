@@ -2,7 +2,8 @@
 //!
 //! Everything shown is a function of a tick counter, so two runs show the same at the same tick.
 //! TICKS of the past (default 500) are told before the server starts; PORT defaults to 9464.
-//! With a third argument `empty` the board stays empty, to see how the page waits.
+//! With a third argument `empty` the board stays empty, to see how the page waits; with `tokens` the
+//! page asks for one, and the tokens are printed.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -19,7 +20,7 @@ use omnify_operators::model::{
     us_of_tick,
 };
 use omnify_sinks::serve::{
-    ActionState, AppState, Board, BoardConfig, Counters, LatencyMs, Watermarks, serve,
+    ActionState, AppState, Board, BoardConfig, Counters, LatencyMs, Scope, Watermarks, serve,
 };
 
 /// 2026-03-09 06:00:00 UTC, a Monday.
@@ -32,7 +33,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let port: u16 = arguments.next().map_or(Ok(9464), |text| text.parse())?;
     let past: u64 = arguments.next().map_or(Ok(500), |text| text.parse())?;
-    let empty = arguments.next().is_some_and(|word| word == "empty");
+    let mode = arguments.next().unwrap_or_default();
+    let empty = mode == "empty";
     let mut world = World::new()?;
     let snapshots = world.board.subscribe();
     for step in 0..if empty { 0 } else { past } {
@@ -55,6 +57,18 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut state = AppState::new(snapshots);
     state.present = Some(Arc::new(move || shown.load(Ordering::Relaxed)));
     state.hosts = Some(AppState::LOOPBACK.map(String::from).to_vec());
+    if mode == "tokens" {
+        for (name, scope) in [
+            ("acme", Scope::Tenant("acme".to_owned())),
+            ("nordlicht", Scope::Tenant("nordlicht".to_owned())),
+            ("operator", Scope::All),
+        ] {
+            // A made-up engine has made-up secrets.
+            let token = format!("demo-token-of-{name}-0123456789abcdef");
+            state.tokens.add(&token, scope)?;
+            println!("{name}: {token}");
+        }
+    }
     state.metrics = Some(omnify_sinks::telemetry::install()?);
     serve(listener, state, std::future::pending()).await?;
     Ok(())

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use omnify_decision::codes::{self, Code};
@@ -14,7 +14,7 @@ use serde_json::json;
 use super::counters::{Conservation, Counters, Watermarks};
 use super::error::ApiError;
 use super::features::as_of;
-use super::router::{App, BuildInfo, Shared, answer, to_json};
+use super::router::{App, BuildInfo, Shared};
 use super::snapshot::{PulsePoint, Setup, Snapshot};
 use super::tokens::Scope;
 use super::view::MATURITY;
@@ -97,34 +97,30 @@ struct OperatorStatus<'a> {
     pulse: &'a VecDeque<PulsePoint>,
 }
 
-pub(super) async fn status(
-    State(app): Shared,
-    Extension(scope): Extension<Scope>,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Result<Response, ApiError> {
-    answer(&app, &scope, &uri, &headers, |snapshot| {
-        let operator = scope == Scope::All;
-        to_json(&Status {
-            as_of_tick: as_of(snapshot),
-            scope: if operator { "operator" } else { "tenant" },
-            tenant: scope.tenant(),
-            entities: match scope.tenant() {
-                None => snapshot.len(),
-                Some(tenant) => snapshot.rows(Some(tenant), None).count(),
-            },
-            maturity: MATURITY,
-            watermarks: snapshot.counters.watermarks,
-            setup: &snapshot.setup,
-            build: &app.state.build,
-            readiness: Readiness::of(&app, snapshot, operator),
-            operator: operator.then(|| OperatorStatus {
-                conservation: snapshot.counters.conservation(),
-                counters: &snapshot.counters,
-                pulse: &snapshot.pulse,
-            }),
-        })
-    })
+pub(super) async fn status(State(app): Shared, Extension(scope): Extension<Scope>) -> Response {
+    let snapshot = app.snapshot();
+    let operator = scope == Scope::All;
+    // Never remembered: readiness changes with the clock also when nothing is published.
+    let status = Status {
+        as_of_tick: as_of(&snapshot),
+        scope: if operator { "operator" } else { "tenant" },
+        tenant: scope.tenant(),
+        entities: match scope.tenant() {
+            None => snapshot.len(),
+            Some(tenant) => snapshot.rows(Some(tenant), None).count(),
+        },
+        maturity: MATURITY,
+        watermarks: snapshot.counters.watermarks,
+        setup: &snapshot.setup,
+        build: &app.state.build,
+        readiness: Readiness::of(&app, &snapshot, operator),
+        operator: operator.then(|| OperatorStatus {
+            conservation: snapshot.counters.conservation(),
+            counters: &snapshot.counters,
+            pulse: &snapshot.pulse,
+        }),
+    };
+    no_store(Json(status).into_response())
 }
 
 /// What every code of a decision means, from the decision stage's own table.

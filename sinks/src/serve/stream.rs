@@ -1,6 +1,7 @@
 //! `/v1/stream`: what changed, as server-sent events, at most four times a second.
 //!
-//! Changes are gathered between two events, so a client that reads slowly gets fewer and larger
+//! When nothing is published an event comes every two seconds, so a reader can tell an engine that
+//! stands still from a connection that is gone. Changes are gathered between two events, so a client that reads slowly gets fewer and larger
 //! ones. Each client has a short queue of its own; one that does not even empty that is told so in
 //! a comment and dropped. The browser reconnects and starts from the present.
 
@@ -29,6 +30,8 @@ use super::view::{ActionView, DecisionView};
 
 /// Least time between two events.
 const EVERY: Duration = Duration::from_millis(250);
+/// Without a publication an event is sent after this time all the same: it tells how the engine lags.
+const BEAT: Duration = Duration::from_secs(2);
 /// Events that wait for a client: two seconds of them. The last place is for the farewell.
 const QUEUE_EVENTS: usize = 9;
 /// Decisions of one event; a client that wants all asks `/v1/decisions`.
@@ -102,7 +105,11 @@ async fn feed(
         }
         tokio::time::sleep(EVERY).await;
         tokio::select! {
-            changed = snapshots.changed() => if changed.is_err() { return },
+            changed = tokio::time::timeout(BEAT, snapshots.changed()) => {
+                if matches!(changed, Ok(Err(_))) {
+                    return;
+                }
+            }
             () = queue.closed() => return,
             _ = closing.wait_for(|closing| *closing) => return,
         }

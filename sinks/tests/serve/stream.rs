@@ -1,7 +1,10 @@
 //! The stream of changes and the server around it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use axum::body::BodyDataStream;
 use axum::http::{StatusCode, header};
 use omnify_decision::action::Verdict;
 use omnify_operators::model::Level;
@@ -43,6 +46,27 @@ async fn changes_are_told_once() {
 
     drop(board);
     assert!(events.next().await.is_none(), "the stream ends with the board");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_stands_still_is_told() {
+    let board = board(&entities());
+    let clock = Arc::new(AtomicU64::new(1));
+    let mut state = AppState::new(board.subscribe());
+    let now = clock.clone();
+    state.present = Some(Arc::new(move || now.load(Ordering::Relaxed)));
+    let router = router(state);
+    let response = send(&router, request("/v1/stream", None)).await;
+    let mut events = response.into_body().into_data_stream();
+    let ready = async |events: &mut BodyDataStream| {
+        let event = data(&events.next().await.unwrap().unwrap()).unwrap();
+        let status = reply(&router, request("/v1/status", None)).await.json();
+        assert_eq!(event["readiness"], status["readiness"]);
+        event["readiness"]["ready"].as_bool().unwrap()
+    };
+    assert!(ready(&mut events).await);
+    clock.store(9_000, Ordering::Relaxed);
+    assert!(!ready(&mut events).await, "nothing was published, and it is said");
 }
 
 #[tokio::test(start_paused = true)]

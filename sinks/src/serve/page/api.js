@@ -28,9 +28,9 @@ export async function get(path, parameters = {}) {
   return response.json();
 }
 
-/** Reads /v1/stream and calls `onEvent` with each event's data until the connection ends. */
-export async function stream(onEvent) {
-  const response = await fetch("/v1/stream", { headers: headers(), cache: "no-store" });
+/** Reads /v1/stream and calls `onEvent` with each event's data until it ends or `signal` says so. */
+export async function stream(onEvent, signal) {
+  const response = await fetch("/v1/stream", { headers: headers(), cache: "no-store", signal });
   if (response.status === 401) onDenied();
   if (!response.ok) throw new Error(`stream: HTTP ${response.status}`);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

@@ -10,6 +10,7 @@ import { entities } from "./entities.js";
 
 const ROWS_EVERY_MS = 2_000;
 const POLL_EVERY_MS = 2_000;
+const SILENCE_MS = 10_000;
 const PULSE_POINTS = 180;
 
 const state = { tick: null, status: null, last: null, live: false };
@@ -86,8 +87,9 @@ function engine(news) {
   text("c-featured", exact(sums.featured));
   text("c-held", exact(sums.held));
   text("c-dead", exact(sums.dead_letters));
-  text("balance", sums.holds ? "adds up" : `off by ${exact(sums.difference)}`);
-  attribute(byId("balance"), "class", `pill ${sums.holds ? "good" : "bad"}`);
+  const none = sums.events_in === 0 && sums.holds;
+  text("balance", none ? "nothing yet" : sums.holds ? "adds up" : `off by ${exact(sums.difference)}`);
+  attribute(byId("balance"), "class", `pill ${none ? "" : sums.holds ? "good" : "bad"}`);
   const dead = Object.entries(counters.dead_letters).sort((a, b) => b[1] - a[1]);
   sync(byId("dead"), dead, (entry) => entry[0],
     (entry) => h("li", {}, `${words(entry[0])} `, h("b")),
@@ -152,18 +154,24 @@ const pause = (time) => new Promise((resolve) => setTimeout(resolve, time));
 
 async function follow() {
   for (let failures = 0; ; ) {
+    // The engine sends something every two seconds; silence means that the connection is gone.
+    const silence = new AbortController();
+    let watch = setTimeout(() => silence.abort(), SILENCE_MS);
     try {
       await api.stream((news) => {
+        clearTimeout(watch);
+        watch = setTimeout(() => silence.abort(), SILENCE_MS);
         failures = 0;
         state.live = true;
         link("live", true);
         engine(news);
         decisions.add(news.decisions, state.tick);
         actions.add(news.actions, state.tick);
-      });
+      }, silence.signal);
     } catch {
       failures += 1;
     }
+    clearTimeout(watch);
     state.live = false;
     await pause(Math.min(15_000, 500 * 2 ** failures));
   }
@@ -197,6 +205,8 @@ async function loadRows() {
     api.get("/v1/features", { level: "campaign", sort: "pacing", limit: 12 }).then((page) => pacing(page)),
     api.get("/v1/features", { level: "creative", sort: "fatigue", limit: 30, spark: true }).then((page) => fatigue(page)),
     entities.load(api),
+    // The stream leaves no-ops out.
+    decisions.verdict === "hold" ? decisions.load(api).then((page) => decisions.add(page.decisions, page.as_of_tick)) : null,
   ]);
 }
 

@@ -17,6 +17,7 @@ export const exact = (value) => (has(value) ? whole.format(value) : DASH);
 export function rate(value) {
   if (!has(value)) return DASH;
   if (value >= 10_000) return compact.format(value);
+  if (value > 0 && value < 0.05) return "< 0.1";
   return value >= 10 ? whole.format(value) : value.toFixed(1);
 }
 

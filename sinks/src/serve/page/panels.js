@@ -220,7 +220,7 @@ export function fatigue(page) {
       text(pill, forecast(state));
       attribute(pill, "class", `pill ${tone(state)}`);
       text(element.querySelector(".facts"),
-        `CTR ${signedPercent(has(state.ratio) ? state.ratio - 1 : null)} against its own baseline ${percent(state.baseline_ctr)} · ${percent(state.probability, 0)} sure · seen ${row.reach?.frequency?.toFixed(1) ?? "–"}× per person · ${count(row.ctr?.trials)} impressions`);
+        `CTR ${signedPercent(has(state.ratio) ? state.ratio - 1 : null)} against its own baseline ${percent(state.baseline_ctr)} · ${percent(state.probability, 0)} likely worn out · seen ${row.reach?.frequency?.toFixed(1) ?? "–"}× per person · ${count(row.ctr?.trials)} impressions`);
       spark(element.querySelector(".spark"), row.spark?.ctr ?? []);
     });
 }
