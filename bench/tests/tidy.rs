@@ -228,6 +228,15 @@ fn section(text: &str, title: &str) -> Option<String> {
     Some(lines.take_while(within).collect::<Vec<_>>().join("\n"))
 }
 
+/// Those of `paths` that do not exist: from the root, or anywhere for a bare file name.
+fn missing(paths: Vec<String>) -> Vec<String> {
+    let all = files(&["rs", "toml", "md"]);
+    let somewhere = |name: &str| all.iter().any(|(path, _)| path.ends_with(&format!("/{name}")));
+    let exists =
+        |path: &String| root().join(path).exists() || (!path.contains('/') && somewhere(path));
+    paths.into_iter().filter(|path| !exists(path)).collect()
+}
+
 #[test]
 fn the_code_map_is_true() {
     let Ok(text) = fs::read_to_string(root().join("ARCHITECTURE.md")) else {
@@ -238,9 +247,7 @@ fn the_code_map_is_true() {
         eprintln!("skipped: ARCHITECTURE.md has no section with `code map` in its heading");
         return;
     };
-    let missing: Vec<_> =
-        paths_in(&map).into_iter().filter(|path| !root().join(path).exists()).collect();
-    complain(&missing, "ARCHITECTURE.md's code map names what does not exist");
+    complain(&missing(paths_in(&map)), "ARCHITECTURE.md's code map names what does not exist");
 }
 
 #[test]
@@ -248,8 +255,7 @@ fn what_contributors_are_told_exists() {
     let text = fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
     let paths = paths_in(&text);
     assert!(paths.len() > 5, "the paths are found: {paths:?}");
-    let missing: Vec<_> = paths.into_iter().filter(|path| !root().join(path).exists()).collect();
-    complain(&missing, "CONTRIBUTING.md names what does not exist");
+    complain(&missing(paths), "CONTRIBUTING.md names what does not exist");
 }
 
 /// Every `omnify_…` word of `text`.
