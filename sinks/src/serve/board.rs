@@ -22,9 +22,8 @@ use tokio::sync::watch;
 use super::cache::AnswerCache;
 use super::counters::{Counters, Watermarks};
 use super::feed::{ActionLog, ActionState, DecisionFeed};
-use super::snapshot::{
-    CHUNK_ROWS, Chunk, LazyIndex, Pacing, PulsePoint, Row, Setup, Snapshot, Spark, SparkPoint,
-};
+use super::rows::Rows;
+use super::snapshot::{LazyIndex, Pacing, PulsePoint, Row, Setup, Snapshot, Spark, SparkPoint};
 
 /// Points of a sparkline.
 const SPARK_POINTS: usize = 60;
@@ -85,7 +84,7 @@ pub struct Board {
     setup: Arc<Setup>,
     specs: Arc<[WindowSpec]>,
     day: Option<usize>,
-    chunks: Vec<Arc<Chunk>>,
+    rows: Rows,
     index: Arc<LazyIndex>,
     added: Vec<(EntityKey, u32)>,
     ids: HashMap<EntityKey, u32>,
@@ -123,7 +122,7 @@ impl Board {
             pulse: VecDeque::new(),
             specs: specs.clone(),
             accounts: accounts.clone(),
-            chunks: Vec::new(),
+            rows: Rows::default(),
             index: index.clone(),
             cache: AnswerCache::default(),
         }));
@@ -132,7 +131,7 @@ impl Board {
             config,
             setup,
             specs,
-            chunks: Vec::new(),
+            rows: Rows::default(),
             index,
             added: Vec::new(),
             ids: HashMap::new(),
@@ -198,7 +197,7 @@ impl Board {
         let known = self.ids.get(entity).copied();
         let room = self.early.len() < EARLY_MAX || self.early.contains_key(entity);
         let early = &mut self.early;
-        let settings = match known.and_then(|id| row_in(&mut self.chunks, id)) {
+        let settings = match known.and_then(|id| self.rows.get_mut(id)) {
             Some(row) => &mut row.settings,
             None if room => early.entry(entity.clone()).or_default(),
             None => return,
@@ -244,7 +243,7 @@ impl Board {
             pulse: self.pulse.clone(),
             specs: self.specs.clone(),
             accounts: self.accounts.clone(),
-            chunks: self.chunks.clone(),
+            rows: self.rows.clone(),
             index: self.index.clone(),
             cache: AnswerCache::default(),
         }));
@@ -268,16 +267,12 @@ impl Board {
     }
 
     fn row_mut(&mut self, id: u32) -> Option<&mut Row> {
-        row_in(&mut self.chunks, id)
+        self.rows.get_mut(id)
     }
 
     fn upsert(&mut self, info: &Arc<EntityInfo>, features: &FeatureRow) {
-        let id = info.id.index();
-        while self.chunks.len() <= id / CHUNK_ROWS {
-            self.chunks.push(Arc::new(vec![None; CHUNK_ROWS]));
-        }
         let day = self.day;
-        let slot = &mut Arc::make_mut(&mut self.chunks[id / CHUNK_ROWS])[id % CHUNK_ROWS];
+        let slot = self.rows.slot(info.id.0);
         let row = match slot {
             Some(row) => {
                 row.features = *features;
@@ -357,15 +352,6 @@ impl Board {
             error: decision.pacing_error,
         })
     }
-}
-
-/// The row of `id` for writing; its chunk is copied if a snapshot shares it.
-fn row_in(chunks: &mut [Arc<Chunk>], id: u32) -> Option<&mut Row> {
-    let id = id as usize;
-    let chunk = chunks.get_mut(id / CHUNK_ROWS)?;
-    // Look before making the chunk our own, so that a miss copies nothing.
-    chunk.get(id % CHUNK_ROWS)?.as_ref()?;
-    Arc::make_mut(chunk).get_mut(id % CHUNK_ROWS)?.as_mut()
 }
 
 /// The setting of the same kind as `wanted` that is true now, if known.

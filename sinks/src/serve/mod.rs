@@ -27,6 +27,7 @@ mod feeds;
 mod ports;
 mod ports_http;
 mod router;
+mod rows;
 mod server;
 mod snapshot;
 mod status;

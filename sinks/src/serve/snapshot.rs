@@ -1,7 +1,7 @@
 //! What readers see: everything as of one tick, immutable.
 //!
-//! Rows live in copy-on-write chunks, so publishing copies pointers and only the chunks that
-//! change after it are copied. A reader that holds a snapshot sees that one tick for as long as it
+//! Rows live in copy-on-write pieces, so publishing copies pointers and only what changes after it
+//! is copied. A reader that holds a snapshot sees that one tick for as long as it
 //! likes and never makes the writer wait.
 
 use std::cmp::Ordering;
@@ -18,11 +18,7 @@ use serde::Serialize;
 use super::cache::AnswerCache;
 use super::counters::{Counters, Watermarks};
 use super::feed::{ActionFeed, DecisionFeed, KeptDecision};
-
-/// Rows per copy-on-write chunk: about 20 KiB, the price of the first change after a publish.
-pub(super) const CHUNK_ROWS: usize = 32;
-
-pub(super) type Chunk = Vec<Option<Row>>;
+use super::rows::Rows;
 
 /// Spend of an account-local day against its plan.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -126,7 +122,7 @@ pub struct Snapshot {
     pub pulse: VecDeque<PulsePoint>,
     pub(super) specs: Arc<[WindowSpec]>,
     pub(super) accounts: Arc<BTreeMap<EntityKey, Watermarks>>,
-    pub(super) chunks: Vec<Arc<Chunk>>,
+    pub(super) rows: Rows,
     pub(super) index: Arc<LazyIndex>,
     pub(super) cache: AnswerCache,
 }
@@ -137,7 +133,7 @@ impl Snapshot {
         let keys = self.index.get();
         let at =
             keys.binary_search_by(|entry| tree_order(entry.0.as_str(), entity.as_str())).ok()?;
-        self.row_at(keys[at].1)
+        self.rows.get(keys[at].1)
     }
 
     /// Number of entities with a row.
@@ -171,7 +167,7 @@ impl Snapshot {
             let past = [Ordering::Less, Ordering::Equal];
             start = start.max(keys.partition_point(|entry| below(entry, after, &past)));
         }
-        keys[start.min(end)..end].iter().filter_map(|entry| self.row_at(entry.1))
+        keys[start.min(end)..end].iter().filter_map(|entry| self.rows.get(entry.1))
     }
 
     /// Watermarks that apply to `entity`: its account's own, else the general ones.
@@ -189,11 +185,6 @@ impl Snapshot {
     pub fn windows(&self) -> &[WindowSpec] {
         &self.specs[..self.specs.len().min(MAX_WINDOWS)]
     }
-
-    fn row_at(&self, id: u32) -> Option<&Row> {
-        let id = id as usize;
-        self.chunks.get(id / CHUNK_ROWS)?.get(id % CHUNK_ROWS)?.as_ref()
-    }
 }
 
 /// Whether `key` is `root` or lies below it.
@@ -205,7 +196,10 @@ pub(super) fn is_under(key: &str, root: &str) -> bool {
 /// without gaps (plain text order would put `acme-2` between `acme` and `acme/meta`).
 pub(super) fn tree_order(a: &str, b: &str) -> Ordering {
     let rank = |byte: u8| if byte == b'/' { 0 } else { byte };
-    a.bytes().map(rank).cmp(b.bytes().map(rank))
+    match a.bytes().zip(b.bytes()).find(|(a, b)| a != b) {
+        Some((a, b)) => rank(a).cmp(&rank(b)),
+        None => a.len().cmp(&b.len()),
+    }
 }
 
 type Entry = (EntityKey, u32);
