@@ -98,8 +98,10 @@ impl FatigueTracker {
         }
     }
 
-    /// The verdict as of `today`. `frequency` is impressions per user, 0 when unknown.
-    pub(crate) fn assess(&mut self, spec: &FatigueSpec, today: i64, frequency: f64) -> Fatigue {
+    /// The verdict as of `today`. `frequency` is impressions per user, 0 when unknown. The verdict
+    /// starts from the one before, so whoever asks decides with [`FatigueTracker::settle`] whether
+    /// it counts: looking on must not change what is seen later.
+    pub(crate) fn assess(&self, spec: &FatigueSpec, today: i64, frequency: f64) -> Fatigue {
         let unknown = Fatigue { ratio: 1.0, ..Fatigue::default() };
         let Some(baseline_until) = self.frozen.filter(|_| self.baseline.1 > 0) else {
             return unknown;
@@ -114,15 +116,17 @@ impl FatigueTracker {
         let weather = self.day_to_day_variance(today);
         let probability = |counts: &Counts| counts.below(&baseline, spec.onset_ratio, weather);
         let (now, lasting) = (probability(&recent), probability(&memory));
-        if now >= spec.probability {
-            self.wearing_out = true;
+        let worn = if now >= spec.probability {
+            true
         } else if now.max(lasting) <= 1.0 - spec.probability {
-            self.wearing_out = false;
-        }
+            false
+        } else {
+            self.wearing_out
+        };
         let ratio = recent.ctr() / baseline.ctr();
         let slope = self.slope(today, frequency, today - baseline_until + spec.baseline_days);
         Fatigue {
-            state: if self.wearing_out { FatigueState::WearingOut } else { FatigueState::Fresh },
+            state: if worn { FatigueState::WearingOut } else { FatigueState::Fresh },
             baseline_ctr: baseline.ctr(),
             ratio,
             probability: now,
@@ -133,6 +137,11 @@ impl FatigueTracker {
                 (slope < 0.0).then(|| (spec.onset_ratio / ratio).ln() / slope)
             },
         }
+    }
+
+    /// Makes a verdict the one that later verdicts start from.
+    pub(crate) fn settle(&mut self, verdict: &Fatigue) {
+        self.wearing_out = verdict.state == FatigueState::WearingOut;
     }
 
     /// Counts of the days in `(from, until]`.
@@ -254,7 +263,9 @@ mod tests {
         let verdict = |day| {
             let clicks = (impressions as f64 * ctr(day)).round() as i64;
             tracker.add(&spec, day, impressions, clicks);
-            tracker.assess(&spec, day, 0.0)
+            let verdict = tracker.assess(&spec, day, 0.0);
+            tracker.settle(&verdict);
+            verdict
         };
         (100..100 + days).map(verdict).collect()
     }

@@ -25,7 +25,7 @@ pub enum Refusal {
     UnknownEntity,
     /// Further ahead of the engine's time than the skew allows.
     Future,
-    /// Older than the widest window: it can change no feature any more.
+    /// Older than any window still to be closed: it can change no feature any more.
     TooLate,
     /// It would have to wait, and too many are waiting.
     HeldFull,
@@ -51,6 +51,8 @@ const HELD_MAX: usize = 1_000_000;
 pub(crate) struct Intake {
     spec: IntakeSpec,
     widest_us: i64,
+    /// The tick before: pane ends after it are still to be closed.
+    before: Option<Tick>,
     /// Creatives that have delivered, by entity id.
     known: Vec<bool>,
     /// Accepted events of the near future, by the tick that releases them.
@@ -126,6 +128,7 @@ impl Intake {
         Intake {
             spec,
             widest_us,
+            before: None,
             known: Vec::new(),
             future: BTreeMap::new(),
             waiting: HashMap::new(),
@@ -145,6 +148,10 @@ impl Intake {
     ) -> Admitted {
         let now = us_of_tick(tick);
         let mut out = Admitted::default();
+        // The oldest event that any row still to be closed, or any window from now on, can hold.
+        let oldest =
+            self.before.map_or(EventTime::MIN, |before| us_of_tick(before) - self.widest_us);
+        self.before = Some(tick);
         // Events held for the future passed every check but one when they came.
         let mut due = Vec::new();
         while let Some(entry) = self.future.first_entry().filter(|entry| *entry.key() <= tick) {
@@ -168,7 +175,7 @@ impl Intake {
             self.seen.rotate(now.div_euclid(self.spec.dedup_horizon_us.max(1)));
         }
         for batch in &mut batches {
-            batch.retain(|event| self.judge(event, tick, now, &mut out.refused));
+            batch.retain(|event| self.judge(event, tick, oldest, &mut out.refused));
         }
         due.retain(|event| self.has_entity_or_waits(event, tick, &mut out.refused));
         batches.push(due);
@@ -206,12 +213,13 @@ impl Intake {
         &mut self,
         event: &Event,
         tick: Tick,
-        now: EventTime,
+        oldest: EventTime,
         refused: &mut Vec<(Event, Refusal)>,
     ) -> bool {
+        let now = us_of_tick(tick);
         let refusal = if event.time > now.saturating_add(self.spec.future_skew_us) {
             Refusal::Future
-        } else if event.time < now.saturating_sub(self.widest_us) {
+        } else if event.time < oldest {
             Refusal::TooLate
         } else if event.id != NO_ID && !self.seen.insert(event) {
             Refusal::Duplicate
@@ -333,6 +341,7 @@ mod tests {
     fn the_near_future_waits_and_the_far_future_and_past_are_refused() {
         let mut intake = intake();
         let now = 40 * 86_400;
+        intake.admit((now as u64 - 1) * 1_000, vec![], false);
         let batch = vec![
             event(1, EventKind::Impression, now + 60, 0),
             event(1, EventKind::Impression, now + 3_600, 0),

@@ -250,6 +250,9 @@ proptest! {
         for workers in [2, 3] {
             prop_assert_eq!(&run(&spec, &registry, &inputs, workers), &one);
         }
+        // Whether rows are written or only counted changes nothing that is decided on.
+        let counted = FeatureSpec { pane_rows: PaneRows::Count, emit_events: false, ..spec.clone() };
+        prop_assert_eq!(&run(&counted, &registry, &inputs, 1).frames, &one.frames);
         let mut shuffled = inputs.clone();
         shuffled.values_mut().for_each(|input| input.events.reverse());
         prop_assert_eq!(&run(&spec, &registry, &shuffled, 2), &one);

@@ -432,7 +432,12 @@ impl Rolling {
         self.out.panes_closed += closed;
         if emit && slow {
             let tick = self.out.panes.rows[self.out.panes.rows.len() - 1].tick;
-            let row = self.row(place, until * self.base_us, tick);
+            let now = until * self.base_us;
+            if self.spec.cadence.is_none() {
+                // Nobody evaluates: the rows themselves are the evaluations.
+                self.settle_verdicts(place, now);
+            }
+            let row = self.row(place, now, tick);
             let slow = (first..self.out.panes.rows.len())
                 .filter(|at| spec.is_slow(usize::from(self.out.panes.rows[*at].window)));
             let features = slow.map(|at| (at as u32, row));
@@ -522,8 +527,23 @@ impl Rolling {
             self.close(place, boundary);
         }
         self.learn_priors(place, boundary);
+        self.settle_verdicts(place, now);
         let row = self.row(place, now, self.tick);
         self.out.rows.push(row);
+    }
+
+    /// Moves the verdicts with a memory (fatigue, anomaly) on to `now`. Only evaluations do this,
+    /// so that it makes no difference whether closed rows are written or counted.
+    fn settle_verdicts(&mut self, place: u32, now: i64) {
+        let spec = &self.spec;
+        let cell = &mut self.cells[place as usize];
+        let frequency = cell.reach_over(now.div_euclid(DAY_US), spec.reach_days).frequency;
+        let today = (now - 1).div_euclid(DAY_US);
+        let verdict = cell.fatigue.assess(&spec.fatigue, today, frequency);
+        cell.fatigue.settle(&verdict);
+        if let Some(watch) = &mut cell.anomaly {
+            watch.close(now.div_euclid(HOUR_US), &spec.anomaly);
+        }
     }
 
     /// The features of a cell as of `now`, known at `tick`; expires what has left the windows.
@@ -548,8 +568,8 @@ impl Rolling {
             fatigue: cell.fatigue.assess(&spec.fatigue, today, reach.frequency),
             anomaly: cell
                 .anomaly
-                .as_mut()
-                .map_or_else(Default::default, |watch| watch.close(hour, &spec.anomaly)),
+                .as_ref()
+                .map_or_else(Default::default, |watch| watch.clone().close(hour, &spec.anomaly)),
         }
     }
 
