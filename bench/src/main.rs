@@ -1,0 +1,90 @@
+//! The binary `omnify-bench`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use omnify_bench::{generate, replay};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Harnesses of OmniFy.
+#[derive(Parser)]
+#[command(name = "omnify-bench", version)]
+struct Cli {
+    /// Prints one JSON object (the only form there is; for symmetry with `omnify`).
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Writes a Parquet file of the generic layout.
+    Generate {
+        /// The file.
+        #[arg(long)]
+        out: PathBuf,
+        /// Rows.
+        #[arg(long, default_value_t = 10_000_000)]
+        rows: usize,
+        /// Creatives.
+        #[arg(long, default_value_t = 10_000)]
+        creatives: usize,
+        /// Hours from the first row to the last.
+        #[arg(long, default_value_t = 24)]
+        hours: u64,
+        /// Seed.
+        #[arg(long, default_value_t = 7)]
+        seed: u64,
+    },
+    /// Rate of a replay through the engine, beside a plain array program on the same file.
+    Replay {
+        /// File of the generic layout.
+        #[arg(long)]
+        input: PathBuf,
+        /// Mapping.
+        #[arg(long, default_value = "generic")]
+        mapping: String,
+        /// Worker threads.
+        #[arg(long, default_value_t = 1)]
+        workers: usize,
+        /// Overrides, for example --set decision.enabled=false.
+        #[arg(long = "set")]
+        sets: Vec<String>,
+        /// Writes a history to this new folder; without it rows are counted, not written.
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Generate { out, rows, creatives, hours, seed } => {
+            let workload = generate::Workload {
+                rows,
+                creatives,
+                hours,
+                seed,
+                ..generate::Workload::default()
+            };
+            generate::write(&workload, &out)
+                .map(|()| serde_json::json!({ "out": out, "rows": rows, "creatives": creatives }))
+        }
+        Command::Replay { input, mapping, workers, sets, out } => replay::check_input(&input)
+            .and_then(|()| replay::run(&replay::Options { input, mapping, workers, sets, out })),
+    };
+    match result {
+        Ok(answer) => {
+            println!("{answer}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
