@@ -32,6 +32,11 @@ impl Push {
         Push { decoder, columns, rows: 0 }
     }
 
+    /// From now on, rows of other tenants than `tenant` are refused, if one is given.
+    pub fn only_tenant(&mut self, tenant: Option<&str>) {
+        self.decoder.only_tenant(tenant.map(Into::into));
+    }
+
     /// Decodes one body. Times after `not_after` are refused. A body that is no JSON at all comes
     /// back as dead letters, one for each line. Row numbers count on from body to body.
     pub fn decode(&mut self, body: &[u8], not_after: Option<EventTime>) -> Batch {

@@ -47,6 +47,7 @@ pub(crate) struct RowDecoder {
     source: Arc<str>,
     projection: Projection,
     not_after: Option<EventTime>,
+    only: Option<Arc<str>>,
     paths: Paths,
     scratch: String,
     last_time: (String, EventTime),
@@ -67,6 +68,7 @@ impl RowDecoder {
             source,
             projection,
             not_after: None,
+            only: None,
             scratch: String::new(),
             last_time: (String::new(), 0),
         }
@@ -75,6 +77,11 @@ impl RowDecoder {
     /// From now on, refuses times after `time`.
     pub(crate) fn not_after(&mut self, time: Option<EventTime>) {
         self.not_after = time;
+    }
+
+    /// From now on, refuses rows of other tenants than `tenant`, if one is given.
+    pub(crate) fn only_tenant(&mut self, tenant: Option<Arc<str>>) {
+        self.only = tenant;
     }
 
     /// Decodes row number `row` into `batch`; `bytes` gives the original for a dead letter.
@@ -93,7 +100,8 @@ impl RowDecoder {
             Ok(Row::Ignored) => batch.ignored += 1,
             Err(reject) => {
                 let bytes = bytes();
-                let tenant = self.paths.tenant().map(Arc::from);
+                // What a tenant sends is its own business, whatever tenant it names.
+                let tenant = self.only.clone().or_else(|| self.paths.tenant().map(Arc::from));
                 let length = bytes.len() as u64;
                 batch.refuse(Place { tenant, ..self.place(row) }, reject, &bytes, length);
             }
@@ -275,6 +283,12 @@ impl RowDecoder {
                 return Err(missing(plan, text));
             }
             self.paths.end_segment(plan.slash.as_deref());
+        }
+        if let Some(only) = &self.only
+            && self.paths.tenant() != Some(only)
+        {
+            let detail = format!("the sender may only send rows of tenant `{only}`");
+            return Err(Reject::new(Reason::UnknownTenant, detail));
         }
         self.paths.find()
     }

@@ -256,6 +256,9 @@ pub(super) struct ColumnarSource {
     batch_rows: usize,
     bytes_done: u64,
     bytes_total: u64,
+    /// Batches that the fast path left to the row decoder.
+    #[cfg(test)]
+    pub(super) slow_batches: u64,
 }
 
 impl ColumnarSource {
@@ -282,6 +285,8 @@ impl ColumnarSource {
             batch_rows: options.batch_rows.max(1),
             bytes_done: 0,
             bytes_total,
+            #[cfg(test)]
+            slow_batches: 0,
             layout,
         })
     }
@@ -340,6 +345,10 @@ impl Source for ColumnarSource {
         let columns = columns_of_slots(&self.layout, &records);
         let fast = self.fast.as_mut().is_some_and(|fast| fast.decode(&columns, &mut batch));
         if !fast {
+            #[cfg(test)]
+            {
+                self.slow_batches += 1;
+            }
             batch = Batch::new();
             by_row(&mut self.decoder, &columns, records.num_rows(), self.row, &mut batch);
         }

@@ -140,18 +140,24 @@ fn parquet_says_the_same_as_csv() {
 }
 
 #[test]
-fn the_fast_path_is_taken() {
-    // Counts of the fast path cannot be seen from outside; what it skips can: without users it
-    // reads neither the column nor its hashes.
-    let rows = rows(100);
-    let (_folder, path) = parquet(table(&rows), true);
-    let projection = Projection { users: false, ids: false };
-    let options = ReadOptions { projection, ..ReadOptions::default() };
-    let events = read_told(&path, "generic", options);
-    assert!(events.iter().all(|(_, event)| event.user == 0));
-    let mapping = mapping("generic");
-    let slots: Vec<Option<usize>> = (0..mapping.plan().slots.len()).map(Some).collect();
-    assert!(crate::source::fast::Fast::new(&mapping, door(), &slots).is_some());
+fn the_fast_path_is_taken_where_nothing_is_unusual() {
+    let slow_batches = |table, projection| {
+        let (_folder, path) = parquet(table, true);
+        let options = ReadOptions { projection, ..ReadOptions::default() };
+        let mut source =
+            crate::source::columnar::open(&path, &mapping("generic"), &door(), options).unwrap();
+        let (batch, _) = drain(&mut source);
+        (source.slow_batches, batch.events.iter().filter(|event| event.user != 0).count())
+    };
+    let rows = rows(2000);
+    let with_user = rows.iter().filter(|row| row.user.is_some()).count();
+    assert_eq!(slow_batches(table(&rows), Projection::ALL), (0, with_user));
+    let without = Projection { users: false, ids: false };
+    assert_eq!(slow_batches(table(&rows), without), (0, 0));
+    // One bad row sends its own batch the slow way, and no other.
+    let costs: Vec<i64> = (0..2000).map(|n| if n == 7 { -1 } else { n }).collect();
+    let bad = replaced(table(&rows), "cost_micros", Arc::new(Int64Array::from(costs)));
+    assert_eq!(slow_batches(bad, Projection::ALL), (1, with_user - 1));
 }
 
 #[test]
