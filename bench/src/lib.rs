@@ -4,6 +4,7 @@
 //! themselves are taken by hand on a release build and written down in `bench/README.md`.
 
 pub mod generate;
+pub mod latency;
 pub mod limit;
 pub mod replay;
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use omnify_bench::{generate, replay};
+use omnify_bench::{generate, latency, replay};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -40,6 +40,24 @@ enum Command {
         #[arg(long, default_value_t = 7)]
         seed: u64,
     },
+    /// Open-loop latency of the live engine.
+    Latency {
+        /// Events a second.
+        #[arg(long, default_value_t = 100_000)]
+        rate: u64,
+        /// Length in seconds.
+        #[arg(long, default_value_t = 20)]
+        seconds: u64,
+        /// Creatives, ten to a campaign.
+        #[arg(long, default_value_t = 10_000)]
+        creatives: usize,
+        /// Writes a history to this new folder meanwhile.
+        #[arg(long)]
+        history: Option<PathBuf>,
+        /// Overrides, for example --set engine.tick=5ms.
+        #[arg(long = "set")]
+        sets: Vec<String>,
+    },
     /// Rate of a replay through the engine, beside a plain array program on the same file.
     Replay {
         /// File of the generic layout.
@@ -73,6 +91,9 @@ fn main() -> ExitCode {
             };
             generate::write(&workload, &out)
                 .map(|()| serde_json::json!({ "out": out, "rows": rows, "creatives": creatives }))
+        }
+        Command::Latency { rate, seconds, creatives, history, sets } => {
+            latency::run(&latency::Options { rate, seconds, creatives, sets, history })
         }
         Command::Replay { input, mapping, workers, sets, out } => replay::check_input(&input)
             .and_then(|()| replay::run(&replay::Options { input, mapping, workers, sets, out })),

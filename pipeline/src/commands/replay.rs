@@ -110,7 +110,6 @@ impl Offline {
             board: None,
             book: Arc::new(RwLock::default()),
             clock: Clock::manual(0),
-            on_actions: None,
         };
         let queue = self.config.engine.queue_frames;
         engine::run(self.spec.clone(), view, feeds, queue, Wakers::default(), decider)

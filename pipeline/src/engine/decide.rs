@@ -50,8 +50,6 @@ pub struct Decider {
     pub book: SharedBook,
     /// For the lag of ticks.
     pub clock: Clock,
-    /// Told each tick's actions and how long its oldest event took; for benches.
-    pub on_actions: Option<Box<dyn FnMut(&[Action], Option<Duration>) + Send>>,
 }
 
 /// What a run came to.
@@ -63,6 +61,8 @@ pub struct RunSummary {
     pub panes_closed: u64,
     /// The last tick.
     pub last_tick: Tick,
+    /// From the arrival of the oldest event of a tick to each of its decisions, no-ops included.
+    pub decision_latency_ms: Option<LatencyMs>,
     /// Digest over all decisions.
     pub digest: String,
     /// What the history holds.
@@ -78,6 +78,7 @@ struct Running {
     digest: DecisionDigest,
     summary: RunSummary,
     latency_us: Histogram<u64>,
+    decided_us: Histogram<u64>,
     telemetry: TelemetryBatch,
 }
 
@@ -95,11 +96,13 @@ impl Decider {
     /// Works until the workers end.
     pub fn run(self, completed: &[Receiver<Completed>]) -> anyhow::Result<RunSummary> {
         let digest = DecisionDigest::new(self.windows);
-        let latency_us = Histogram::new_with_bounds(1, 600_000_000, 3)
+        let latency_us: Histogram<u64> = Histogram::new_with_bounds(1, 600_000_000, 3)
             .map_err(|e| anyhow::anyhow!("latency histogram: {e:?}"))?;
+        let decided_us = latency_us.clone();
         let summary = RunSummary::default();
         let telemetry = TelemetryBatch::default();
-        let mut running = Running { decider: self, digest, summary, latency_us, telemetry };
+        let mut running =
+            Running { decider: self, digest, summary, latency_us, decided_us, telemetry };
         let mut parts = Vec::with_capacity(completed.len());
         'ticks: loop {
             let mut note = Note::default();
@@ -133,7 +136,8 @@ impl Running {
             None => TickOutput::default(),
         };
         let latency = note.arrived.map(|arrived| arrived.elapsed());
-        self.hand_over(&output.actions, latency);
+        self.hand_over(&output.actions);
+        self.measure(&output, latency);
         output.decisions.iter().for_each(|decision| {
             self.digest.absorb(decision);
         });
@@ -162,7 +166,9 @@ impl Running {
                     _ => {}
                 }
             }
-            board.publish(tick, self.summary.counters.clone());
+            if board.due(tick) {
+                board.publish(tick, self.summary.counters.clone());
+            }
         }
         if let (Some(stage), false) = (&self.decider.stage, output.decisions.is_empty()) {
             let book = stage.bid_book();
@@ -181,7 +187,7 @@ impl Running {
     }
 
     /// Actions go to the executor before anything else is done with the tick.
-    fn hand_over(&mut self, actions: &[Action], latency: Option<Duration>) {
+    fn hand_over(&self, actions: &[Action]) {
         if let Some(execution) = &self.decider.execution {
             for action in actions {
                 if let Some(ended) = execution.dispatcher.submit(action.clone())
@@ -192,14 +198,14 @@ impl Running {
                 }
             }
         }
-        if let (Some(latency), false) = (latency, actions.is_empty()) {
-            let us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
-            let _ = self.latency_us.saturating_record_n(us, actions.len() as u64);
-            self.telemetry.latencies.extend(actions.iter().map(|_| latency));
-        }
-        if let Some(told) = &mut self.decider.on_actions {
-            told(actions, latency);
-        }
+    }
+
+    fn measure(&mut self, output: &TickOutput, latency: Option<Duration>) {
+        let Some(latency) = latency else { return };
+        let us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
+        self.latency_us.saturating_record_n(us, output.actions.len() as u64);
+        self.decided_us.saturating_record_n(us, output.decisions.len() as u64);
+        self.telemetry.latencies.extend(output.actions.iter().map(|_| latency));
     }
 
     /// Adds the tick to the totals, checks conservation, and turns refusals into dead letters.
@@ -320,6 +326,7 @@ impl Running {
         if let Some(execution) = self.decider.execution.take() {
             execution.dispatcher.stop(Duration::from_secs(5));
         }
+        self.summary.decision_latency_ms = latency_ms(&self.decided_us);
         self.summary.digest = self.digest.to_string();
         self.summary.history = self.decider.recorder.take().map(Recorder::finish).transpose()?;
         Ok(self.summary)
