@@ -99,7 +99,7 @@ fn spec() -> FeatureSpec {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
     fn changes_add_up_to_the_newest_statement(statements in statements()) {
