@@ -30,6 +30,8 @@ mod part;
 mod read;
 mod row;
 mod table;
+#[cfg(test)]
+mod tests;
 mod ticks;
 mod writer;
 

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
@@ -48,16 +49,29 @@ impl Disk for FileSystem {
     }
 }
 
-/// Counts and hashes everything that passes.
+/// Counts and hashes everything that passes. The first error is kept aside, because the Parquet
+/// library turns it into text and a caller must be able to tell a full disk.
 struct Hashing {
     output: Box<dyn Output>,
     hasher: blake3::Hasher,
     bytes: u64,
+    failure: Failure,
 }
+
+type Failure = Arc<Mutex<Option<io::Error>>>;
 
 impl Write for Hashing {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let count = self.output.write(data)?;
+        let count = match self.output.write(data) {
+            Ok(count) => count,
+            Err(error) => {
+                let again = io::Error::from(error.kind());
+                if let Ok(mut failure) = self.failure.lock() {
+                    failure.get_or_insert(error);
+                }
+                return Err(again);
+            }
+        };
         self.hasher.update(&data[..count]);
         self.bytes += count as u64;
         Ok(count)
@@ -74,10 +88,20 @@ pub(crate) struct Written {
     pub(crate) blake3: String,
 }
 
+/// The error of the disk if there was one, else that of the encoder.
+fn failed(path: &Path, failure: &Failure, error: ParquetError) -> HistoryError {
+    match failure.lock().ok().and_then(|mut failure| failure.take()) {
+        Some(source) => HistoryError::io("write", path)(source),
+        None => HistoryError::parquet("write", path, error),
+    }
+}
+
 /// The encoder of one part.
 pub(crate) struct PartWriter<'a> {
     path: &'a Path,
+    failure: Failure,
     inner: ArrowWriter<Hashing>,
+    durable: bool,
 }
 
 impl<'a> PartWriter<'a> {
@@ -90,28 +114,30 @@ impl<'a> PartWriter<'a> {
         options: &WriterOptions,
     ) -> Result<PartWriter<'a>, HistoryError> {
         let output = disk.create(path).map_err(HistoryError::io("create", path))?;
-        let output = Hashing { output, hasher: blake3::Hasher::new(), bytes: 0 };
+        let failure = Failure::default();
+        let hasher = blake3::Hasher::new();
+        let output = Hashing { output, hasher, bytes: 0, failure: failure.clone() };
         let settings = ArrowWriterOptions::new()
             .with_properties(properties(table, options))
             .with_skip_arrow_metadata(true);
         let inner = ArrowWriter::try_new_with_options(output, schema, settings)
-            .map_err(|e| HistoryError::parquet("write", path, e))?;
-        Ok(PartWriter { path, inner })
+            .map_err(|e| failed(path, &failure, e))?;
+        Ok(PartWriter { path, failure, inner, durable: options.durable })
     }
 
     /// Adds rows.
     pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<(), HistoryError> {
-        self.inner.write(batch).map_err(|e| HistoryError::parquet("write", self.path, e))
+        self.inner.write(batch).map_err(|e| failed(self.path, &self.failure, e))
     }
 
     /// Writes the footer and makes the file durable.
     pub(crate) fn finish(self) -> Result<Written, HistoryError> {
-        let mut output =
-            self.inner.into_inner().map_err(|e| HistoryError::parquet("write", self.path, e))?;
+        let PartWriter { path, failure, inner, durable } = self;
+        let mut output = inner.into_inner().map_err(|e| failed(path, &failure, e))?;
         output
             .flush()
-            .and_then(|()| output.output.sync())
-            .map_err(HistoryError::io("write", self.path))?;
+            .and_then(|()| if durable { output.output.sync() } else { Ok(()) })
+            .map_err(HistoryError::io("write", path))?;
         Ok(Written { bytes: output.bytes, blake3: output.hasher.finalize().to_hex().to_string() })
     }
 }
@@ -162,19 +188,22 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<(), HistoryError> {
 }
 
 /// Replaces `path` as a whole: a reader sees the old or the new content, never a mixture.
-pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), HistoryError> {
+pub(crate) fn replace_file(path: &Path, bytes: &[u8], durable: bool) -> Result<(), HistoryError> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".tmp");
     let temporary = path.with_file_name(name);
     let written = File::create(&temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|mut file| {
+            file.write_all(bytes)?;
+            if durable { file.sync_all() } else { Ok(()) }
+        })
         .and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
         // Best effort: the next opening cleans up what this leaves.
         let _ = fs::remove_file(&temporary);
     }
     written.map_err(HistoryError::io("write", path))?;
-    path.parent().map_or(Ok(()), sync_folder)
+    if durable { path.parent().map_or(Ok(()), sync_folder) } else { Ok(()) }
 }
 
 /// Numbers in the order in which their keys were first asked for.

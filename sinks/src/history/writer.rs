@@ -53,6 +53,9 @@ pub struct WriterOptions {
     pub zstd_level: i32,
     /// Most memory of all buffers; above it the largest buffer becomes a part first.
     pub buffered_bytes_max: usize,
+    /// Whether a commit waits until the disk has everything (fsync). Without it a crash of the
+    /// machine, not of the process, may damage the last commit: for runs that can be repeated.
+    pub durable: bool,
     /// Commit after this many rows, at the next boundary of ticks. 0 leaves commits to the caller.
     pub commit_rows: u64,
 }
@@ -63,6 +66,7 @@ impl Default for WriterOptions {
             rows_per_file: 1_000_000,
             row_group_rows: 256 * 1024,
             zstd_level: 1,
+            durable: true,
             buffered_bytes_max: 192 << 20,
             commit_rows: 16_000_000,
         }
@@ -216,8 +220,12 @@ impl HistoryWriter {
                 manifest
             }
             None => {
-                replace_file(&root.join(RUN_FILE), &run)?;
-                replace_file(&root.join(CONFIG_FILE), meta.config_toml.as_bytes())?;
+                replace_file(&root.join(RUN_FILE), &run, options.durable)?;
+                replace_file(
+                    &root.join(CONFIG_FILE),
+                    meta.config_toml.as_bytes(),
+                    options.durable,
+                )?;
                 let manifest = Manifest {
                     schema_version: SCHEMA_VERSION,
                     last_tick: None,
@@ -226,7 +234,7 @@ impl HistoryWriter {
                     config_blake3: blake3::hash(meta.config_toml.as_bytes()).to_hex().to_string(),
                     parts: Vec::new(),
                 };
-                write_manifest(&root, &manifest)?;
+                write_manifest(&root, &manifest, options.durable)?;
                 manifest
             }
         };
@@ -479,14 +487,16 @@ impl HistoryWriter {
             let above = path.ancestors().skip(1).take_while(|folder| folder.starts_with(root));
             folders.extend(above.map(Path::to_owned));
         }
+        let durable = self.context.options.durable;
         folders.sort();
         folders.dedup();
+        folders.truncate(if durable { folders.len() } else { 0 });
         folders.iter().try_for_each(|folder| sync_folder(folder))?;
         let mut manifest = self.manifest.clone();
         manifest.last_tick = self.last_tick;
         manifest.digest = self.digest.to_string();
         manifest.parts.extend(self.context.pending.iter().map(|pending| pending.part.clone()));
-        write_manifest(root, &manifest)?;
+        write_manifest(root, &manifest, durable)?;
         self.manifest = manifest;
         self.context.pending.clear();
         self.rows_since_commit = 0;
@@ -505,13 +515,13 @@ impl Drop for HistoryWriter {
     }
 }
 
-fn write_manifest(root: &Path, manifest: &Manifest) -> Result<(), HistoryError> {
+fn write_manifest(root: &Path, manifest: &Manifest, durable: bool) -> Result<(), HistoryError> {
     let path = root.join(MANIFEST_FILE);
     let bytes = manifest.to_bytes().map_err(|e| HistoryError::Description {
         path: path.clone(),
         what: format!("cannot be written: {e}"),
     })?;
-    replace_file(&path, &bytes)
+    replace_file(&path, &bytes, durable)
 }
 
 /// Removes parts that a crash left outside the manifest, and temporary files.

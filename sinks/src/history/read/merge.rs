@@ -156,6 +156,18 @@ where
         }
     }
 
+    /// Number of tenants' days merged.
+    #[cfg(test)]
+    pub(crate) fn partitions(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// Number of parts open now.
+    #[cfg(test)]
+    pub(crate) fn open_parts(&self) -> usize {
+        self.streams.iter().filter(|stream| stream.open.is_some()).count()
+    }
+
     /// The tick of the next row.
     pub(crate) fn peek(&self) -> Option<Tick> {
         self.heap.peek().map(|Reverse((tick, _))| *tick)
@@ -190,10 +202,8 @@ where
                 self.seqs.extend_from_slice(&batch.seqs[rows.clone()]);
                 sum = batch.checks[rows].iter().fold(sum, |sum, check| sum.wrapping_add(*check));
                 stream.at += run;
-                // The tick may go on in the next batch or part.
-                if stream.at < batch.ticks.len()
-                    || stream.head().is_none_or(|head| head > tick) && stream.open.is_none()
-                {
+                // At the end of a batch the tick may go on in the next one, or in the next part.
+                if stream.at < batch.ticks.len() {
                     break;
                 }
             }

@@ -113,3 +113,12 @@ impl HistoryReader {
         self.manifest.parts.iter().filter(move |part| part.table == table)
     }
 }
+
+/// The merge under [`Replay`], for a test of what it keeps open.
+#[cfg(test)]
+pub(crate) fn event_merge(
+    reader: &HistoryReader,
+    registry: Arc<Registry>,
+) -> merge::Merge<events::EventRows> {
+    merge::Merge::new(reader, events::EventRows::new(registry))
+}
