@@ -174,6 +174,9 @@ pub struct Decision {
     pub autonomy: Autonomy,
     /// Time after which an action that was not executed is stale and expires.
     pub action_ttl: Span,
+    /// Model file written by `omnify learn`; a newer one takes effect within seconds, without a
+    /// restart.
+    pub model_file: String,
 }
 
 /// Section `[controller]`: gains and cadence of bid control.
@@ -281,7 +284,8 @@ pub struct Executor {
 pub struct History {
     /// Write the Parquet history.
     pub enabled: bool,
-    /// Its folder.
+    /// Its folder. `omnify run` makes a folder of its own in it at each start, as windows begin empty
+    /// then.
     pub dir: String,
     /// Rows after which a file is closed.
     pub rows_per_file: usize,

@@ -12,7 +12,8 @@ use crate::commands::{self, Done, demo, history, learn, replay, run};
 /// OmniFy: a stream-processing, real-time decision engine for advertising.
 ///
 /// Exit codes: 0 done; 1 something differs (replay --verify, history verify); 2 wrong arguments or
-/// configuration; 3 an input cannot be read; 4 an output cannot be written; 5 anything else.
+/// configuration; 3 an input cannot be read; 4 an output cannot be written (a full disk
+/// included); 5 anything else, a port in use (http.listen) included; 130 stopped by a second signal.
 #[derive(Parser)]
 #[command(name = "omnify", version, max_term_width = 100)]
 pub struct Cli {

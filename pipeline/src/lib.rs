@@ -9,6 +9,7 @@ pub mod clock;
 pub mod commands;
 pub mod decode;
 pub mod engine;
+pub mod live;
 pub mod progress;
 pub mod setup;
 pub mod source;

@@ -6,6 +6,8 @@ pub mod learn;
 pub mod replay;
 pub mod run;
 
+use std::path::{Path, PathBuf};
+
 use omnify_config::{ConfigError, Problems};
 use omnify_sinks::history::HistoryError;
 
@@ -33,11 +35,30 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     if is(|e| e.is::<SourceError>() || e.is::<MappingError>()) {
         return 3;
     }
+    if is(|e| e.is::<OutputError>()) {
+        return 4;
+    }
     match error.downcast_ref::<HistoryError>() {
         Some(HistoryError::Difference(_)) => 1,
         Some(_) => 4,
         None => 5,
     }
+}
+
+/// A file or folder that cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("`{}` {what}", path.display())]
+pub struct OutputError {
+    /// The file or folder.
+    pub path: PathBuf,
+    /// What is wrong and what to do.
+    pub what: String,
+}
+
+/// A file or folder that the system does not let us write.
+pub(crate) fn output_error(path: &Path, error: &std::io::Error) -> OutputError {
+    let what = format!("cannot be written: {error}; choose another folder or free it");
+    OutputError { path: path.to_owned(), what }
 }
 
 /// Arguments that do not fit together.

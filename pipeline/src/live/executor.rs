@@ -1,0 +1,98 @@
+//! From the configuration to the dispatcher that carries actions out.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use crossbeam_channel::{Receiver, Sender};
+use omnify_config::{Checked, ExecutorKind};
+use omnify_decision::control::Control;
+use omnify_sinks::action::dispatcher::Backoff;
+use omnify_sinks::action::{
+    ActionSink, Dispatcher, KafkaActions, KafkaOptions, Ledger, Market, MarketOptions, Options,
+};
+use tokio::runtime::Handle;
+
+use crate::clock::Clock;
+use crate::commands::UsageError;
+use crate::engine::Execution;
+
+/// Longest wait between two tries, as a multiple of the first.
+const BACKOFF_CAP: u32 = 64;
+
+/// The executor's name in the configuration.
+pub(super) const fn name(kind: ExecutorKind) -> &'static str {
+    match kind {
+        ExecutorKind::DryRun => "dry_run",
+        ExecutorKind::Market => "market",
+        ExecutorKind::Kafka => "kafka",
+    }
+}
+
+/// Starts the dispatcher; `None` for a dry run, which needs nobody. What it ends at once goes to
+/// `inputs`, everything else comes out of the receiver.
+pub(super) fn start(
+    config: &Checked,
+    ledger: &Path,
+    clock: &Clock,
+    runtime: &Handle,
+    inputs: &Sender<Control>,
+) -> anyhow::Result<Option<(Execution, Receiver<Control>)>> {
+    let executor = &config.executor;
+    let sink: Arc<dyn ActionSink> = match executor.kind {
+        ExecutorKind::DryRun => return Ok(None),
+        ExecutorKind::Market => {
+            let call_timeout = executor.timeout.duration();
+            Arc::new(Market::new(MarketOptions {
+                call_timeout,
+                ..MarketOptions::at(executor.url.clone())
+            })?)
+        }
+        ExecutorKind::Kafka => Arc::new(KafkaActions::new(kafka(config)?)?),
+    };
+    let base = executor.backoff.duration();
+    let options = Options {
+        queue_max: config.engine.queue_actions,
+        in_flight_max: executor.concurrency,
+        backoff: Backoff {
+            base,
+            cap: base.saturating_mul(BACKOFF_CAP),
+            attempts_max: u32::try_from(executor.attempts_max).unwrap_or(u32::MAX),
+        },
+        ..Options::default()
+    };
+    let ledger = Ledger::open(ledger)?;
+    let clock = clock.clone();
+    let (dispatcher, outcomes) =
+        Dispatcher::start(sink, ledger, options, Arc::new(move || clock.now()), runtime.clone())?;
+    Ok(Some((Execution { dispatcher, inputs: inputs.clone() }, outcomes)))
+}
+
+fn kafka(config: &Checked) -> anyhow::Result<KafkaOptions> {
+    let kafka = &config.kafka;
+    let mut properties = BTreeMap::new();
+    if !kafka.username.is_empty() {
+        let password = match (kafka.password_env.as_str(), kafka.password_file.as_str()) {
+            ("", file) => std::fs::read_to_string(file)
+                .with_context(|| format!("kafka.password_file {file} cannot be read"))?
+                .trim_end()
+                .to_owned(),
+            (name, _) => std::env::var(name).map_err(|_| {
+                UsageError(format!("kafka.password_env names {name}, which is not set"))
+            })?,
+        };
+        properties.extend([
+            ("security.protocol".to_owned(), "SASL_PLAINTEXT".to_owned()),
+            ("sasl.mechanism".to_owned(), "PLAIN".to_owned()),
+            ("sasl.username".to_owned(), kafka.username.clone()),
+            ("sasl.password".to_owned(), password),
+        ]);
+    }
+    Ok(KafkaOptions {
+        topic: kafka.actions_topic.clone(),
+        delivery_timeout: kafka.timeout.duration(),
+        properties,
+        ..KafkaOptions::at(kafka.brokers.clone())
+    })
+}

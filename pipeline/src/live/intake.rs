@@ -1,0 +1,124 @@
+//! The bounded door of a live engine: sources put batches in, the ingest loop takes them out.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use omnify_decision::control::Control;
+use omnify_operators::model::Tick;
+
+use crate::decode::Batch;
+
+/// Batches that may wait, whatever their size.
+const BATCHES_MAX: usize = 1_024;
+/// How often a source that waits for room looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// What a source read, to enter at the next tick.
+#[derive(Debug, Default)]
+pub struct Arrival {
+    /// Decoded rows.
+    pub batch: Batch,
+    /// Settings that a platform reported, and the like.
+    pub controls: Vec<Control>,
+    /// When the rows arrived, where latency is measured.
+    pub arrived: Option<Instant>,
+    /// When the reading of `controls` began: an acknowledgement that came after it knows better.
+    pub observed: Option<Instant>,
+    /// Simulated time: nothing before this tick is outstanding, so the clock moves there.
+    pub known_until: Option<Tick>,
+}
+
+/// The sources' end. Clones share the bound.
+#[derive(Clone)]
+pub struct Intake {
+    queue: Sender<Arrival>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    rows: AtomicUsize,
+    rows_max: usize,
+    closed: AtomicBool,
+}
+
+/// The ingest loop's end.
+pub(super) struct Arrivals {
+    pub(super) queue: Receiver<Arrival>,
+    shared: Arc<Shared>,
+}
+
+/// A door for about `rows_max` rows: it is shut while that many wait, so that at most one batch of
+/// each source goes beyond.
+pub(super) fn channel(rows_max: usize) -> (Intake, Arrivals) {
+    let (sender, receiver) = bounded(BATCHES_MAX);
+    let (rows, closed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let shared = Arc::new(Shared { rows, rows_max, closed });
+    (Intake { queue: sender, shared: shared.clone() }, Arrivals { queue: receiver, shared })
+}
+
+impl Intake {
+    /// True while nothing more should be read: the engine is behind.
+    pub fn is_full(&self) -> bool {
+        self.queue.is_full() || self.shared.rows.load(Ordering::Acquire) >= self.shared.rows_max
+    }
+
+    /// True when nothing is taken in any more.
+    pub fn is_closed(&self) -> bool {
+        self.shared.closed.load(Ordering::Acquire)
+    }
+
+    /// Rows that wait.
+    pub fn rows(&self) -> usize {
+        self.shared.rows.load(Ordering::Acquire)
+    }
+
+    /// Waits for room, then hands over. False, and nothing taken, when the engine is closed.
+    pub fn send(&self, arrival: Arrival) -> bool {
+        while self.is_full() && !self.is_closed() {
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        self.put(arrival)
+    }
+
+    /// Hands over what was read while there was room. False, and nothing taken, when the engine is
+    /// closed.
+    pub(super) fn put(&self, arrival: Arrival) -> bool {
+        if self.is_closed() {
+            return false;
+        }
+        let rows = usize::try_from(arrival.batch.rows).unwrap_or(usize::MAX);
+        self.shared.rows.fetch_add(rows, Ordering::AcqRel);
+        self.queue.send(arrival).is_ok()
+    }
+
+    /// A source broke and nothing more will come of it: takes nothing in any more.
+    pub fn fail(&self) {
+        self.close();
+    }
+
+    /// Takes nothing in any more.
+    pub(super) fn close(&self) {
+        self.shared.closed.store(true, Ordering::Release);
+    }
+}
+
+impl Arrivals {
+    /// Rows of `arrival` wait no longer.
+    pub(super) fn took(&self, arrival: &Arrival) {
+        let rows = usize::try_from(arrival.batch.rows).unwrap_or(usize::MAX);
+        self.shared.rows.fetch_sub(rows, Ordering::AcqRel);
+    }
+
+    /// Rows that one tick takes at most; a larger batch is a tick of its own.
+    pub(super) fn rows_max(&self) -> usize {
+        self.shared.rows_max
+    }
+}
+
+impl Drop for Arrivals {
+    fn drop(&mut self) {
+        self.shared.closed.store(true, Ordering::Release);
+    }
+}
