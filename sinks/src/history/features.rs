@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Float64Array, Int32Array, Int64Array, StringArray};
+use arrow::array::{
+    ArrayRef, BooleanBufferBuilder, Float64Array, Int32Array, Int64Array, StringArray,
+};
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use omnify_operators::model::{
@@ -16,7 +18,10 @@ use super::part::{BATCH_ROWS, PartWriter};
 use super::row::{RowColumns, null_columns, row_fields, stats_of, sums_of};
 use super::{HistoryError, Table};
 
-const RATIOS: [(&str, fn(&Stats) -> Option<f64>); 6] = [
+/// A ratio of sums, undefined where its denominator is not above zero.
+type Ratio = fn(&Stats) -> Option<f64>;
+
+const RATIOS: [(&str, Ratio); 6] = [
     ("ctr", Stats::ctr),
     ("cpc", Stats::cpc),
     ("cpm", Stats::cpm),
@@ -190,12 +195,14 @@ impl Buffer for FeatureBuffer {
                 entities.level(&ids, &levels),
             ];
             columns.extend(entities.path(&ids, false));
-            let sums: [Vec<i64>; 5] = std::array::from_fn(|at| gather(&self.sums[at]));
+            let stats = |row: &u32| {
+                stats_of(std::array::from_fn(|column| self.sums[column][*row as usize]))
+            };
+            let sums: Vec<Stats> = rows.iter().map(stats).collect();
+            for column in &self.sums {
+                columns.push(Arc::new(Int64Array::from(gather(column))));
+            }
             columns.extend(RATIOS.iter().map(|(_, ratio)| ratios(&sums, *ratio)));
-            let at = columns.len() - RATIOS.len();
-            let tail = columns.split_off(at);
-            columns.extend(sums.map(|column| Arc::new(Int64Array::from(column)) as ArrayRef));
-            columns.extend(tail);
             columns.extend(self.derived(rows, &extra_at));
             out.write(&batch(Table::Features, &schema, columns)?)?;
         }
@@ -203,16 +210,17 @@ impl Buffer for FeatureBuffer {
     }
 }
 
-fn ratios(sums: &[Vec<i64>; 5], ratio: fn(&Stats) -> Option<f64>) -> ArrayRef {
-    let rows = sums[0].len();
-    let mut values = Vec::with_capacity(rows);
-    let mut valid = Vec::with_capacity(rows);
-    for at in 0..rows {
-        let value = ratio(&stats_of(std::array::from_fn(|column| sums[column][at])));
+fn ratios(sums: &[Stats], ratio: Ratio) -> ArrayRef {
+    let mut values = Vec::with_capacity(sums.len());
+    let mut nulls = BooleanBufferBuilder::new(sums.len());
+    let mut complete = true;
+    for sums in sums {
+        let value = ratio(sums);
         values.push(value.unwrap_or_default());
-        valid.push(value.is_some());
+        nulls.append(value.is_some());
+        complete &= value.is_some();
     }
-    let nulls = valid.contains(&false).then(|| NullBuffer::from(valid));
+    let nulls = (!complete).then(|| NullBuffer::new(nulls.finish()));
     Arc::new(Float64Array::new(values.into(), nulls))
 }
 

@@ -162,7 +162,7 @@ fn ticks(
         }
         last = Some(record.tick);
         found.ticks += 1;
-        if found.ticks % 4096 == 0 {
+        if found.ticks.is_multiple_of(4096) {
             report(found.ticks);
         }
     }

@@ -38,7 +38,7 @@ fn flip(root: &Path, part: &Part, step: usize, mut check: impl FnMut(usize, Diff
         changed[at] ^= 0x15;
         fs::write(&path, &changed).unwrap();
         let found = verify(root);
-        assert_eq!(found.files_changed, [part.file.clone()]);
+        assert_eq!(found.files_changed, std::slice::from_ref(&part.file));
         check(at, found.difference.expect("a changed byte is always found"));
     }
     fs::write(&path, &bytes).unwrap();
