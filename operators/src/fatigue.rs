@@ -48,6 +48,8 @@ impl Default for FatigueSpec {
 const MEMORY_DAYS: i64 = 28;
 /// Days the slope is fitted over.
 const SLOPE_DAYS: i64 = 14;
+/// A fall too slow to matter within a year is no forecast but the noise of the slope.
+const FORECAST_DAYS_MAX: f64 = 365.0;
 /// Exponent of wear-out with frequency, and its spread: the prior of the slope.
 const GAMMA: f64 = 0.43;
 const GAMMA_SD: f64 = 0.2;
@@ -134,7 +136,8 @@ impl FatigueTracker {
             days_to_onset: if ratio <= spec.onset_ratio {
                 Some(0.0)
             } else {
-                (slope < 0.0).then(|| (spec.onset_ratio / ratio).ln() / slope)
+                let days = (spec.onset_ratio / ratio).ln() / slope;
+                (slope < 0.0 && days <= FORECAST_DAYS_MAX).then_some(days)
             },
         }
     }
@@ -279,6 +282,8 @@ mod tests {
         let verdicts = run(60, 50_000, |day| 0.01 * wobble(day));
         assert!(verdicts[..7].iter().all(|f| f.state == FatigueState::Insufficient));
         assert!(verdicts[8..].iter().all(|f| f.state == FatigueState::Fresh));
+        // Days that are all alike forecast nothing.
+        assert!(run(60, 50_000, |_| 0.01).iter().all(|f| f.days_to_onset.is_none()));
     }
 
     #[test]

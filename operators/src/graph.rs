@@ -186,7 +186,7 @@ pub fn build(scope: Scope<'_, Tick>, spec: &Arc<FeatureSpec>, view: &RegistryVie
                     let rows = rows.concat();
                     if !rows.is_empty() {
                         let taken = rows.len() as u64;
-                        let mut changes = restate.apply(rows);
+                        let mut changes = restate.apply(*cap.time(), rows);
                         out.with(*cap.time(), |part| {
                             part.reports += taken;
                             part.restated += changes.len() as u64;

@@ -71,7 +71,7 @@ pub struct Fatigue {
     /// Change of ln CTR per day over the recent days.
     pub slope_per_day: f64,
     /// Predicted days until the ratio falls below the onset ratio: 0 once it has, `None` when the
-    /// response does not fall or there is no baseline.
+    /// response does not fall within a year or there is no baseline.
     pub days_to_onset: Option<f64>,
 }
 
