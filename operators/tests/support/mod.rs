@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use omnify_operators::frame;
 use omnify_operators::graph::{self, Part};
+use omnify_operators::intake::Refusal;
 use omnify_operators::model::{
     EntityKey, Event, FeatureRow, Frame, Registry, RegistryView, ReportRow, Stats, Tick,
 };
@@ -24,6 +25,11 @@ pub(crate) struct Output {
     pub(crate) featured: u64,
     pub(crate) refused: u64,
     pub(crate) held: u64,
+    /// Events that report rows became.
+    pub(crate) restated: u64,
+    /// Refused events, and events held after each tick that holds any.
+    pub(crate) refusals: Vec<(Tick, Event, Refusal)>,
+    pub(crate) held_after: BTreeMap<Tick, u64>,
     pub(crate) changes: Vec<(Tick, Event)>,
 }
 
@@ -91,8 +97,13 @@ pub(crate) fn run(
         out.held = 0;
         for part in parts {
             out.featured += part.featured;
+            out.restated += part.restated;
             out.refused += part.refused.len() as u64;
             out.held += part.held;
+            if part.held > 0 {
+                *out.held_after.entry(tick).or_default() += part.held;
+            }
+            out.refusals.extend(part.refused.iter().map(|(event, why)| (tick, *event, *why)));
             out.changes.extend(part.events.iter().flatten().map(|event| (tick, *event)));
             for batch in part.panes {
                 for (at, row) in &batch.features {
@@ -112,5 +123,6 @@ pub(crate) fn run(
         }
     }
     out.changes.sort_unstable();
+    out.refusals.sort_unstable();
     out
 }
