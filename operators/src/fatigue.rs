@@ -64,6 +64,9 @@ struct DayCount {
 /// What is remembered of one entity: at most 28 days of counts and the baseline.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct FatigueTracker {
+    /// The newest day; almost every change is of it.
+    newest: Option<DayCount>,
+    /// The days before, ascending.
     days: Vec<DayCount>,
     baseline: (i64, i64),
     /// First day after the baseline, once it is mature.
@@ -76,7 +79,7 @@ impl FatigueTracker {
     /// Adds a change of `day`'s counts. Restatements of baseline days reach the baseline too.
     pub(crate) fn add(&mut self, spec: &FatigueSpec, day: i64, impressions: i64, clicks: i64) {
         let first = *self.first_day.get_or_insert(day);
-        let newest = self.days.last().map_or(day, |last| last.day.max(day));
+        let newest = self.newest.map_or(day, |newest| newest.day.max(day));
         let mature =
             newest - first >= spec.baseline_days && self.baseline.1 >= spec.baseline_clicks;
         if self.frozen.is_none() && mature {
@@ -86,18 +89,33 @@ impl FatigueTracker {
             self.baseline.0 += impressions;
             self.baseline.1 += clicks;
         }
-        let at = self.days.partition_point(|have| have.day < day);
-        match self.days.get_mut(at).filter(|have| have.day == day) {
-            Some(have) => {
-                have.impressions += impressions;
-                have.clicks += clicks;
+        let count = match &mut self.newest {
+            Some(have) if have.day == day => have,
+            Some(have) if have.day > day => self.older(day),
+            other => {
+                let fresh = DayCount { day, impressions: 0, clicks: 0 };
+                self.days.extend(other.replace(fresh));
+                self.newest.get_or_insert(fresh)
             }
-            None => self.days.insert(at, DayCount { day, impressions, clicks }),
-        }
+        };
+        count.impressions += impressions;
+        count.clicks += clicks;
         let keep_from = newest - MEMORY_DAYS;
         if self.days.first().is_some_and(|oldest| oldest.day <= keep_from) {
             self.days.retain(|have| have.day > keep_from);
         }
+    }
+
+    fn older(&mut self, day: i64) -> &mut DayCount {
+        let at = self.days.partition_point(|have| have.day < day);
+        if self.days.get(at).is_none_or(|have| have.day != day) {
+            self.days.insert(at, DayCount { day, impressions: 0, clicks: 0 });
+        }
+        &mut self.days[at]
+    }
+
+    fn all(&self) -> impl Iterator<Item = &DayCount> {
+        self.days.iter().chain(&self.newest)
     }
 
     /// The verdict as of `today`. `frequency` is impressions per user, 0 when unknown. The verdict
@@ -149,7 +167,7 @@ impl FatigueTracker {
 
     /// Counts of the days in `(from, until]`.
     fn counts(&self, from: i64, until: i64) -> Counts {
-        let days = self.days.iter().filter(|have| have.day > from && have.day <= until);
+        let days = self.all().filter(|have| have.day > from && have.day <= until);
         days.fold(Counts::default(), |sum, have| Counts {
             impressions: sum.impressions + have.impressions,
             clicks: sum.clicks + have.clicks,
@@ -162,7 +180,7 @@ impl FatigueTracker {
         let usable = move |have: &&DayCount| {
             have.day > from && have.day <= until && have.clicks >= 5 && have.impressions > 0
         };
-        self.days.iter().filter(usable).map(|have| {
+        self.all().filter(usable).map(|have| {
             let clicks = have.clicks as f64;
             (have.day as f64, (clicks / have.impressions as f64).ln(), 1.0 / clicks)
         })

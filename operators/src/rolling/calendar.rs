@@ -7,96 +7,91 @@ use jiff::{Timestamp, ToSpan as _, tz::TimeZone};
 use crate::model::{DAY_US, EventTime, WindowSpec};
 
 /// Panes of one kind of window. Panes are numbered without gaps; pane `p` ends where `p + 1` starts.
+///
+/// The pane asked for last is remembered: almost every question is about it, and neither a division
+/// nor a time zone is needed to answer again.
 #[derive(Clone, Debug)]
-pub(crate) enum Panes {
-    /// Fixed grain in µs, numbered from the epoch.
-    Fixed { pane_us: i64, count: i64 },
+pub(crate) struct Panes {
+    kind: Kind,
+    count: i64,
+    number: i64,
+    from: EventTime,
+    until: EventTime,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    /// A fixed grain in µs, numbered from the epoch.
+    Fixed(i64),
     /// Local calendar days, numbered by the days since 1970-01-01.
-    Day(LocalDays),
+    Day(Arc<TimeZone>),
 }
 
 impl Panes {
     pub(crate) fn new(window: &WindowSpec, zone: &Arc<TimeZone>) -> Panes {
-        match window {
-            WindowSpec::Hop { pane, .. } => {
-                Panes::Fixed { pane_us: pane.us(), count: window.panes() }
-            }
-            WindowSpec::Day => Panes::Day(LocalDays::new(zone.clone())),
-        }
+        let kind = match window {
+            WindowSpec::Hop { pane, .. } => Kind::Fixed(pane.us()),
+            WindowSpec::Day => Kind::Day(zone.clone()),
+        };
+        Panes { kind, count: window.panes(), number: 0, from: 0, until: 0 }
     }
 
     /// Panes in the window.
     #[inline]
     pub(crate) fn count(&self) -> i64 {
-        match self {
-            Panes::Fixed { count, .. } => *count,
-            Panes::Day(_) => 1,
-        }
+        self.count
     }
 
     /// The pane that holds `time`.
     #[inline]
     pub(crate) fn of(&mut self, time: EventTime) -> i64 {
-        match self {
-            Panes::Fixed { pane_us, .. } => time.div_euclid(*pane_us),
-            Panes::Day(days) => days.of(time),
-        }
-    }
-
-    /// The first instant of pane `number`.
-    pub(crate) fn start(&mut self, number: i64) -> EventTime {
-        match self {
-            Panes::Fixed { pane_us, .. } => number * *pane_us,
-            Panes::Day(days) => days.start(number),
-        }
-    }
-}
-
-/// Numbers local days and remembers the day asked for last: almost every question is about it.
-#[derive(Clone, Debug)]
-pub(crate) struct LocalDays {
-    zone: Arc<TimeZone>,
-    day: i64,
-    from: EventTime,
-    until: EventTime,
-}
-
-impl LocalDays {
-    fn new(zone: Arc<TimeZone>) -> LocalDays {
-        LocalDays { zone, day: 0, from: 0, until: 0 }
-    }
-
-    #[inline]
-    fn of(&mut self, time: EventTime) -> i64 {
         if time < self.from || time >= self.until {
             self.seek(time);
         }
-        self.day
+        self.number
     }
 
-    #[cold]
+    /// True when a pane ends after `from` and at or before `until`.
+    #[inline]
+    pub(crate) fn end_between(&mut self, from: EventTime, until: EventTime) -> bool {
+        self.of(until);
+        from < self.from
+    }
+
+    #[inline(never)]
     fn seek(&mut self, time: EventTime) {
-        let local = Timestamp::from_microsecond(time)
-            .map_or(0, |at| i64::from(self.zone.to_offset(at).seconds()));
-        // The local date by the offset at `time`; start() then finds the exact midnights.
-        let mut day = (time + local * 1_000_000).div_euclid(DAY_US);
-        while self.start(day) > time {
-            day -= 1;
+        match &self.kind {
+            Kind::Fixed(pane_us) => self.number = time.div_euclid(*pane_us),
+            Kind::Day(zone) => {
+                let local = Timestamp::from_microsecond(time)
+                    .map_or(0, |at| i64::from(zone.to_offset(at).seconds()));
+                // The local date by the offset at `time`; the exact midnights decide.
+                let mut day = (time + local * 1_000_000).div_euclid(DAY_US);
+                while self.start(day) > time {
+                    day -= 1;
+                }
+                while self.start(day + 1) <= time {
+                    day += 1;
+                }
+                self.number = day;
+            }
         }
-        while self.start(day + 1) <= time {
-            day += 1;
-        }
-        (self.day, self.from, self.until) = (day, self.start(day), self.start(day + 1));
+        (self.from, self.until) = (self.start(self.number), self.start(self.number + 1));
     }
 
-    /// Midnight at which local day `number` begins (the first instant that exists, where a clock
-    /// change swallows midnight).
-    fn start(&self, number: i64) -> EventTime {
-        let date = i32::try_from(number)
-            .ok()
-            .and_then(|days| jiff::civil::date(1970, 1, 1).checked_add(days.days()).ok());
-        date.and_then(|date| self.zone.to_zoned(date.into()).ok())
-            .map_or(number * DAY_US, |midnight| midnight.timestamp().as_microsecond())
+    /// The first instant of pane `number`: of a local day the midnight at which it begins, or the
+    /// first instant that exists, where a clock change swallows midnight.
+    pub(crate) fn start(&self, number: i64) -> EventTime {
+        match &self.kind {
+            Kind::Fixed(pane_us) => number * *pane_us,
+            Kind::Day(zone) => {
+                let date = i32::try_from(number)
+                    .ok()
+                    .and_then(|days| jiff::civil::date(1970, 1, 1).checked_add(days.days()).ok());
+                date.and_then(|date| zone.to_zoned(date.into()).ok())
+                    .map_or(number * DAY_US, |midnight| midnight.timestamp().as_microsecond())
+            }
+        }
     }
 }
 

@@ -63,7 +63,8 @@ pub(super) struct Priors {
     pub(super) before: Option<(Prior, Prior)>,
 }
 
-/// The state of one entity.
+/// The state of one entity. What every pane end looks at is here and in `windows`; the rest is
+/// behind a pointer, for the cache's sake.
 #[derive(Debug)]
 pub(super) struct Cell {
     pub(super) entity: EntityId,
@@ -82,6 +83,12 @@ pub(super) struct Cell {
     pub(super) windows: Box<[WindowState]>,
     pub(super) evaluated: Option<Tick>,
     pub(super) due: Tick,
+    pub(super) derived: Box<Derived>,
+}
+
+/// What evaluations read besides the windows.
+#[derive(Debug, Default)]
+pub(super) struct Derived {
     reach: Option<Box<ReachState>>,
     pub(super) fatigue: FatigueTracker,
     pub(super) anomaly: Option<Box<AnomalyWatch>>,
@@ -108,11 +115,10 @@ impl Cell {
             windows: vec![WindowState::default(); windows].into(),
             evaluated: None,
             due: Tick::MAX,
-            reach: None,
-            fatigue: FatigueTracker::default(),
-            anomaly: (info.level <= Level::Campaign).then(Box::default),
-            children: Vec::new(),
-            priors: None,
+            derived: Box::new(Derived {
+                anomaly: (info.level <= Level::Campaign).then(Box::default),
+                ..Derived::default()
+            }),
         }
     }
 
@@ -128,8 +134,9 @@ impl Cell {
             let time = pane * base_us;
             for (window, panes) in self.windows.iter_mut().zip(panes) {
                 // The next row to close reaches back this far; older panes are in no window.
-                if panes.of(time) > window.closed - panes.count() {
-                    window.add(panes.of(time), stats);
+                let pane = panes.of(time);
+                if pane > window.closed - panes.count() {
+                    window.add(pane, stats);
                 }
             }
         }
@@ -164,11 +171,14 @@ impl Cell {
         mut emit: impl FnMut(PaneRow),
         is_slow: impl Fn(usize) -> bool,
     ) -> (u64, bool) {
-        let until_us = until * base_us;
+        let (from_us, until_us) = (self.closed * base_us, until * base_us);
         // The open pane is `closed` or older, so it ends at or before `until`.
         self.fold(panes, base_us);
         let (mut count, mut slow) = (0, false);
         for (at, (window, panes)) in self.windows.iter_mut().zip(panes).enumerate() {
+            if !panes.end_between(from_us, until_us) {
+                continue;
+            }
             let last = panes.of(until_us);
             let width = panes.count();
             while window.closed < last {
@@ -217,15 +227,15 @@ impl Cell {
     }
 
     pub(super) fn reach(&mut self) -> &mut ReachState {
-        self.reach.get_or_insert_with(|| Box::new(ReachState::new()))
+        self.derived.reach.get_or_insert_with(|| Box::new(ReachState::new()))
     }
 
     pub(super) fn reach_over(&mut self, today: i64, days: i64) -> Reach {
-        self.reach.as_mut().map(|reach| reach.over(today, days)).unwrap_or_default()
+        self.derived.reach.as_mut().map(|reach| reach.over(today, days)).unwrap_or_default()
     }
 
     pub(super) fn heap_bytes(&self) -> usize {
         let logs: usize = self.windows.iter().map(|window| window.log.heap_bytes()).sum();
-        logs + self.windows.len() * size_of::<WindowState>()
+        logs + self.windows.len() * size_of::<WindowState>() + size_of::<Derived>()
     }
 }

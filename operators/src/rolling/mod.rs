@@ -227,11 +227,11 @@ impl Rolling {
         if info.level == Level::Creative && self.home[Level::Campaign as usize] {
             let campaign = self.place(info.ancestors[Level::Campaign as usize]);
             let order = info.order;
-            let mut siblings = std::mem::take(&mut self.cells[campaign as usize].children);
+            let mut siblings = std::mem::take(&mut self.cells[campaign as usize].derived.children);
             let at =
                 siblings.partition_point(|sibling| self.cells[*sibling as usize].order < order);
             siblings.insert(at, place);
-            self.cells[campaign as usize].children = siblings;
+            self.cells[campaign as usize].derived.children = siblings;
         }
         place
     }
@@ -392,13 +392,13 @@ impl Rolling {
             cell.reach().count(time.div_euclid(DAY_US), user_impressions);
         }
         if self.spec.cadence.is_some() || self.spec.pane_rows == PaneRows::Emit {
-            cell.fatigue.add(
+            cell.derived.fatigue.add(
                 &self.spec.fatigue,
                 time.div_euclid(DAY_US),
                 stats.impressions,
                 stats.clicks,
             );
-            if let Some(anomaly) = &mut cell.anomaly {
+            if let Some(anomaly) = &mut cell.derived.anomaly {
                 anomaly.add(time.div_euclid(HOUR_US), stats, &self.spec.anomaly);
             }
         }
@@ -407,9 +407,9 @@ impl Rolling {
 
     /// Closes the rows of one cell for every pane end up to the start of base pane `until`.
     fn close(&mut self, place: u32, until: i64) {
-        let spec = self.spec.clone();
         let cell = &mut self.cells[place as usize];
         let panes = &mut self.calendars[usize::from(cell.calendar)].1;
+        let spec = &self.spec;
         let emit = spec.pane_rows == PaneRows::Emit;
         let (due, due_tick, tick) = (self.due, self.due_tick, self.tick);
         let first = self.out.panes.rows.len();
@@ -438,6 +438,7 @@ impl Rolling {
                 self.settle_verdicts(place, now);
             }
             let row = self.row(place, now, tick);
+            let spec = &self.spec;
             let slow = (first..self.out.panes.rows.len())
                 .filter(|at| spec.is_slow(usize::from(self.out.panes.rows[*at].window)));
             let features = slow.map(|at| (at as u32, row));
@@ -539,9 +540,9 @@ impl Rolling {
         let cell = &mut self.cells[place as usize];
         let frequency = cell.reach_over(now.div_euclid(DAY_US), spec.reach_days).frequency;
         let today = (now - 1).div_euclid(DAY_US);
-        let verdict = cell.fatigue.assess(&spec.fatigue, today, frequency);
-        cell.fatigue.settle(&verdict);
-        if let Some(watch) = &mut cell.anomaly {
+        let verdict = cell.derived.fatigue.assess(&spec.fatigue, today, frequency);
+        cell.derived.fatigue.settle(&verdict);
+        if let Some(watch) = &mut cell.derived.anomaly {
             watch.close(now.div_euclid(HOUR_US), &spec.anomaly);
         }
     }
@@ -565,8 +566,9 @@ impl Rolling {
             ctr: ctr_prior.posterior(sums.clicks, sums.impressions),
             cvr: cvr_prior.posterior(sums.conversions, sums.clicks),
             reach,
-            fatigue: cell.fatigue.assess(&spec.fatigue, today, reach.frequency),
+            fatigue: cell.derived.fatigue.assess(&spec.fatigue, today, reach.frequency),
             anomaly: cell
+                .derived
                 .anomaly
                 .as_ref()
                 .map_or_else(Default::default, |watch| watch.clone().close(hour, &spec.anomaly)),
@@ -581,7 +583,7 @@ impl Rolling {
             _ => None,
         };
         campaign
-            .and_then(|place| self.cells.get(*place as usize)?.priors)
+            .and_then(|place| self.cells.get(*place as usize)?.derived.priors)
             .and_then(|priors| if priors.since <= tick { Some(priors.now) } else { priors.before })
             .unwrap_or((self.spec.ctr_prior, self.spec.cvr_prior))
     }
@@ -590,11 +592,11 @@ impl Rolling {
     fn learn_priors(&mut self, place: u32, boundary: i64) {
         let start = boundary * self.base_us;
         let cell = &mut self.cells[place as usize];
-        let known = cell.priors.is_some_and(|priors| us_of_tick(priors.since) >= start);
+        let known = cell.derived.priors.is_some_and(|priors| us_of_tick(priors.since) >= start);
         if cell.level != Level::Campaign || known {
             return;
         }
-        let children = std::mem::take(&mut cell.children);
+        let children = std::mem::take(&mut cell.derived.children);
         let mut sums = Vec::with_capacity(children.len());
         for &child in &children {
             if self.cells[child as usize].active && self.cells[child as usize].closed < boundary {
@@ -612,9 +614,9 @@ impl Rolling {
             rates(|sums| (sums.conversions, sums.clicks), self.spec.cvr_prior),
         );
         let cell = &mut self.cells[place as usize];
-        cell.children = children;
-        let before = cell.priors.map(|priors| priors.now);
-        cell.priors = Some(Priors { since: self.tick, now, before });
+        cell.derived.children = children;
+        let before = cell.derived.priors.map(|priors| priors.now);
+        cell.derived.priors = Some(Priors { since: self.tick, now, before });
     }
 
     /// Bytes of state on the heap, for the memory figures.
