@@ -59,6 +59,17 @@ impl Cell<'_> {
         Ok(true)
     }
 
+    /// The whole number that the value is, if it is plainly one: the common case, without a copy.
+    #[inline]
+    pub(crate) fn plain_int(&self) -> Option<i64> {
+        match self {
+            Cell::Int(number) => Some(*number),
+            Cell::Raw(bytes) => digits(bytes),
+            Cell::Text(text) => digits(text.as_bytes()),
+            _ => None,
+        }
+    }
+
     /// The value times `unit_micros`, `None` without a value. Digits below one micro are rounded.
     pub(crate) fn micros(
         &self,
@@ -66,11 +77,13 @@ impl Cell<'_> {
         decimal: u8,
         is_null: impl Fn(&str) -> bool,
     ) -> Result<Option<i64>, Reject> {
+        if let Some(number) = self.plain_int()
+            && !self.as_text().is_some_and(&is_null)
+        {
+            return number.checked_mul(unit_micros).map(Some).ok_or_else(|| large(&number));
+        }
         let text = match self {
-            Cell::Null => return Ok(None),
-            Cell::Int(number) => {
-                return number.checked_mul(unit_micros).map(Some).ok_or_else(|| large(number));
-            }
+            Cell::Null | Cell::Int(_) => return Ok(None),
             Cell::Float(number) if !number.is_finite() => return Err(not_finite(number)),
             Cell::Float(number) if number.abs() > 1e18 => return Err(large(number)),
             // The shortest text that reads back as this float: what the writer most likely meant.
@@ -90,14 +103,25 @@ impl Cell<'_> {
         decimal_micros(text.trim(), decimal, unit_micros).map(Some)
     }
 
+    /// The text of the value, if it is one.
+    pub(crate) fn as_text(&self) -> Option<&str> {
+        match self {
+            Cell::Raw(bytes) => std::str::from_utf8(bytes).ok(),
+            Cell::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
     /// The value as a whole number, `None` without a value.
     pub(crate) fn count(
         &self,
         decimal: u8,
         is_null: impl Fn(&str) -> bool,
     ) -> Result<Option<i64>, Reject> {
-        if let Cell::Int(number) = self {
-            return Ok(Some(*number));
+        if let Some(number) = self.plain_int()
+            && !self.as_text().is_some_and(&is_null)
+        {
+            return Ok(Some(number));
         }
         let Some(micros) = self.micros(MICROS_PER_UNIT, decimal, is_null)? else {
             return Ok(None);
@@ -123,6 +147,17 @@ impl Cell<'_> {
             None => text.into_owned(),
         }
     }
+}
+
+/// One to eighteen digits and nothing else, which always fit.
+#[inline]
+fn digits(bytes: &[u8]) -> Option<i64> {
+    if bytes.is_empty() || bytes.len() > 18 {
+        return None;
+    }
+    bytes.iter().try_fold(0, |number: i64, byte| {
+        byte.is_ascii_digit().then(|| number * 10 + i64::from(byte - b'0'))
+    })
 }
 
 fn utf8(bytes: &[u8]) -> Result<&str, Reject> {

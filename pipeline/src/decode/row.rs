@@ -312,6 +312,12 @@ impl RowDecoder {
         let value = match single {
             Cell::Time(value) => Some(*value),
             Cell::Int(number) => time.format.of_number(*number),
+            cell if time.format.is_number()
+                && cell.plain_int().is_some()
+                && !cell.as_text().is_some_and(|text| plan.is_null(text)) =>
+            {
+                cell.plain_int().and_then(|number| time.format.of_number(number))
+            }
             _ => {
                 self.scratch.clear();
                 if !append(plan, &time.text, cells, &mut self.scratch)? {

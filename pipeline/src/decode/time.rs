@@ -44,6 +44,11 @@ impl TimeFormat {
         }
     }
 
+    /// Whether times are numbers.
+    pub(crate) fn is_number(&self) -> bool {
+        matches!(self, TimeFormat::Unix(_))
+    }
+
     /// What one unit of a number is worth, where that is whole microseconds.
     pub(crate) fn micros_of_unit(&self) -> Option<i64> {
         match self {
