@@ -1,15 +1,14 @@
 //! The stage: ticks, controls and complete frames in; decisions and actions out.
 //!
 //! # Order within a tick
-//! 1. wakes that fell due before, each *at the tick it was due*: campaigns nobody sent a row about
-//!    (paused for a spent day, or without traffic) are decided on their last row;
-//! 2. portfolios, once per UTC day (before the first wake or row of the day);
-//! 3. controls, in their order;
-//! 4. the rows of the frame, in their order (new campaigns join their portfolios first);
-//! 5. wakes due at this very tick, where no row came.
+//! 1. portfolios, once per UTC day (before the first row of the day);
+//! 2. controls, in their order;
+//! 3. the rows of the frame, in their order (new campaigns join their portfolios first);
+//! 4. wakes that are due, where no row came: campaigns nobody sent a row about (paused for a spent
+//!    day, or without traffic) are decided on their last row.
 //!
-//! Because a wake is a function of earlier inputs and is dated by its due tick, a caller may leave
-//! ticks without controls and rows out, or not: the decisions are the same.
+//! Every decision is dated by the tick at which it is made, so the ticks are an input like any
+//! other: a replay must run exactly the ticks of the record.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -161,7 +160,6 @@ impl Stage {
         self.counters.ticks += 1;
         self.counters.rows += frame.rows.len() as u64;
         let mut made = Vec::with_capacity(frame.rows.len());
-        self.run_wakes(tick.saturating_sub(1), &mut made);
         self.share_portfolios(tick);
         for control in controls {
             self.apply(tick, control);
@@ -364,12 +362,12 @@ impl Stage {
         }
     }
 
-    /// Runs the wakes due up to `until`. One that came too early is put off; one of an account that
-    /// is silent itself is dropped, as nothing may be changed before it is heard again.
-    fn run_wakes(&mut self, until: Tick, made: &mut Vec<Outcomes>) {
+    /// Runs the wakes that are due. One that came too early is put off; one of an account that is
+    /// silent itself is dropped, as nothing may be changed before it is heard again.
+    fn run_wakes(&mut self, tick: Tick, made: &mut Vec<Outcomes>) {
         let review_us = ms_to_us(self.config.controller.review_ms);
         let late_us = ms_to_us(self.config.guardrails.feed_late_ms);
-        while let Some(&(due, order, at)) = self.wakes.first().filter(|wake| wake.0 <= until) {
+        while let Some(&(due, order, at)) = self.wakes.first().filter(|wake| wake.0 <= tick) {
             self.wakes.remove(&(due, order, at));
             let campaign = &mut self.campaigns[at];
             campaign.wake = None;
@@ -377,18 +375,17 @@ impl Stage {
             let Some(account) = self.accounts.get(&id) else { continue };
             let wanted_us = match campaign.resumes_us() {
                 Some(resumes_us) => resumes_us,
-                None if us_of_tick(due) - account.heard_us > late_us => continue,
+                None if us_of_tick(tick) - account.heard_us > late_us => continue,
                 None => us_of_tick(campaign.looked).saturating_add(review_us),
             };
             let wanted = tick_of_us(wanted_us);
-            if wanted > due {
+            if wanted > tick {
                 campaign.wake = Some(wanted);
                 self.wakes.insert((wanted, order, at));
                 continue;
             }
             campaign.reviews += 1;
-            self.share_portfolios(due);
-            self.decide(due, at, made);
+            self.decide(tick, at, made);
         }
     }
 

@@ -93,7 +93,7 @@ impl Feed for LiveFeed {
         match self.receiver.try_recv() {
             Ok(Message::Batch(batch)) => {
                 let TickBatch { tick, events, reports, note, last } = *batch;
-                super::send(graph, tick, [], last);
+                super::send(graph, tick, Vec::new(), last);
                 for mut events in events {
                     graph.events.send_batch(&mut events);
                 }

@@ -27,12 +27,11 @@ impl RecordFeed {
     fn send(
         graph: &mut Graph,
         notes: &mut Notes,
-        (record, mut events): (TickRecord, Vec<Event>),
+        (record, events): (TickRecord, Vec<Event>),
         last: bool,
     ) -> usize {
         let rows = events.len();
-        super::send(graph, record.tick, [], last);
-        graph.events.send_batch(&mut events);
+        super::send(graph, record.tick, events, last);
         notes.entry(record.tick).or_default().merge(Note {
             rows: rows as u64,
             controls: record.controls,
