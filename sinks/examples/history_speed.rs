@@ -50,7 +50,7 @@ fn creatives(registry: &Registry) -> Result<Vec<EntityId>, Box<dyn Error>> {
 fn event(random: &mut Random, creatives: &[EntityId], tick: u64) -> Event {
     let draw = random.next();
     // Squaring skews the draw toward few creatives, as delivery does.
-    let share = (draw >> 40) as f64 / (1 << 24) as f64;
+    let share = (draw >> 40) as f64 / f64::from(1 << 24);
     let creative = creatives[((share * share) * creatives.len() as f64) as usize];
     let kind = match draw & 0xFFF {
         0..=80 => EventKind::Click,

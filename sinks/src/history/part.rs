@@ -143,10 +143,21 @@ impl<'a> PartWriter<'a> {
 }
 
 /// Columns whose values hardly repeat: a dictionary would be built only to be thrown away.
-const UNIQUE: [&str; 5] = ["check", "user", "event_id", "bytes", "detail"];
-/// Columns that rise slowly.
-const RISING: [&str; 8] =
-    ["tick", "seq", "event_time", "window_end", "window_start", "row_tick", "expires", "row"];
+const UNIQUE: [&str; 11] =
+    ["check", "user", "event_id", "bytes", "detail", "ctr", "cpc", "cpm", "cvr", "cpa", "roas"];
+/// Integers that rise slowly, or whose values hardly repeat: packed as differences.
+const PACKED: [&str; 10] = [
+    "tick",
+    "seq",
+    "event_time",
+    "window_end",
+    "window_start",
+    "row_tick",
+    "expires",
+    "row",
+    "cost_micros",
+    "revenue_micros",
+];
 
 fn properties(table: Table, options: &WriterOptions) -> WriterProperties {
     let level = ZstdLevel::try_new(options.zstd_level).unwrap_or_default();
@@ -167,10 +178,21 @@ fn properties(table: Table, options: &WriterOptions) -> WriterProperties {
     for name in UNIQUE {
         builder = builder.set_column_dictionary_enabled(ColumnPath::from(name), false);
     }
-    for name in RISING {
+    let counts: &[&str] = match table {
+        // Sums over windows spread widely; the ones and zeros of events do not.
+        Table::Features => &["impressions", "clicks", "conversions"],
+        _ => &[],
+    };
+    for name in PACKED.iter().chain(counts).copied() {
         builder = builder
             .set_column_dictionary_enabled(ColumnPath::from(name), false)
             .set_column_encoding(ColumnPath::from(name), Encoding::DELTA_BINARY_PACKED);
+    }
+    // Rows are in the order of time, so every page holds nearly all names: bounds would prune
+    // nothing, and keeping them costs two comparisons of strings for each name.
+    for name in super::entities::PATH {
+        builder =
+            builder.set_column_statistics_enabled(ColumnPath::from(name), EnabledStatistics::None);
     }
     // A hash neither compresses nor prunes.
     let check = ColumnPath::from("check");

@@ -1,6 +1,6 @@
 //! Rows of the table `events` back into [`Event`]s.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,18 +21,30 @@ use super::HistoryReader;
 use super::file::{DecodeError, PartFile, dictionary, typed};
 use super::merge::{Decode, Decoded, decode_checked};
 
+#[derive(Clone, Copy)]
 struct Known {
     keys: [i32; 6],
     id: EntityId,
     order: u64,
 }
 
+/// No entity: dictionary keys are never negative.
+const UNKNOWN: Known = Known { keys: [-1; 6], id: EntityId(u32::MAX), order: 0 };
+
+/// Equality without a call: this is asked for every row.
+#[inline]
+fn same(a: &[i32; 6], b: &[i32; 6]) -> bool {
+    a.iter().zip(b).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
+}
+
 /// Entities by their dictionary keys, valid while the dictionaries stay the same.
 #[derive(Default)]
 struct KeyCache {
     dictionaries: Vec<ArrayRef>,
-    /// By key of the creative column, whose names are nearly unique.
-    known: Vec<Vec<Known>>,
+    /// The first entity met for each key of the creative column, whose names are nearly unique.
+    first: Vec<Known>,
+    /// Entities that share the creative's name with their first.
+    others: HashMap<[i32; 6], (EntityId, u64)>,
 }
 
 impl KeyCache {
@@ -41,16 +53,20 @@ impl KeyCache {
             && self.dictionaries.iter().zip(columns).all(|(a, b)| Arc::ptr_eq(a, b.values()));
         if !same {
             self.dictionaries = columns.iter().map(|column| column.values().clone()).collect();
-            self.known.clear();
-            self.known.resize_with(columns[5].values().len(), Vec::new);
+            self.first.clear();
+            self.first.resize(columns[5].values().len(), UNKNOWN);
+            self.others.clear();
         }
     }
 
     #[inline]
     fn get(&mut self, keys: [i32; 6], registry: &Registry) -> Result<(EntityId, u64), String> {
-        let slot = &self.known[keys[5] as usize];
-        if let Some(known) = slot.iter().find(|known| known.keys == keys) {
-            return Ok((known.id, known.order));
+        let first = &self.first[keys[5] as usize];
+        if same(&first.keys, &keys) {
+            return Ok((first.id, first.order));
+        }
+        if let Some(known) = self.others.get(&keys) {
+            return Ok(*known);
         }
         self.learn(keys, registry)
     }
@@ -63,7 +79,12 @@ impl KeyCache {
         }
         let key = EntityKey::new(&segments).map_err(|e| e.to_string())?;
         let (id, order) = (registry.intern(&key), key.stable_hash());
-        self.known[keys[5] as usize].push(Known { keys, id, order });
+        let first = &mut self.first[keys[5] as usize];
+        if first.keys == UNKNOWN.keys {
+            *first = Known { keys, id, order };
+        } else {
+            self.others.insert(keys, (id, order));
+        }
         Ok((id, order))
     }
 }
