@@ -91,7 +91,7 @@ pub struct Engine {
     pub queue_frames: usize,
     /// Actions that may wait for the executor; beyond it the oldest not yet sent expires.
     pub queue_actions: usize,
-    /// Batches that may wait for the history writer; a full queue slows the engine down, never
+    /// Rows that may wait for the history writer; a full queue slows the engine down, never
     /// drops.
     pub queue_history: usize,
 }

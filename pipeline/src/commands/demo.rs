@@ -84,7 +84,9 @@ pub fn execute(common: &Common, args: &DemoArgs) -> anyhow::Result<Done> {
         config: config.clone(),
     })?;
     serve(&live, &platform, listener)?;
-    let mut feed = MarketFeed::new(&url, live.runtime().handle().clone(), live.door().clone())?;
+    let runtime = live.runtime().handle().clone();
+    let lags = scenario::lags(&scenario);
+    let mut feed = MarketFeed::new(&url, lags, runtime, live.door().clone())?;
     if let Some(address) = live.address() {
         let page = format!("http://{address}/");
         eprintln!("The page is at {page}");
@@ -167,7 +169,8 @@ fn warm_up(
         let days = |us: i64| u64::try_from(us / DAY_US).unwrap_or(0);
         bar.at((days(time_us - from_us), days(to_us - from_us)));
     }
-    feed.read(live.intake(), false)?;
+    let known_until = feed.read(live.intake(), false)?;
+    live.settle(known_until);
     bar.done();
     Ok(())
 }

@@ -9,6 +9,7 @@ pub mod run;
 use std::path::{Path, PathBuf};
 
 use omnify_config::{ConfigError, Problems};
+use omnify_sinks::action::LedgerError;
 use omnify_sinks::history::HistoryError;
 
 use crate::decode::MappingError;
@@ -35,7 +36,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     if is(|e| e.is::<SourceError>() || e.is::<MappingError>()) {
         return 3;
     }
-    if is(|e| e.is::<OutputError>()) {
+    if is(|e| e.is::<OutputError>() || e.is::<LedgerError>()) {
         return 4;
     }
     match error.downcast_ref::<HistoryError>() {

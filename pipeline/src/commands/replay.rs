@@ -109,6 +109,7 @@ impl Offline {
             execution: None,
             board: None,
             book: Arc::new(RwLock::default()),
+            decided: Arc::default(),
             clock: Clock::manual(0),
         };
         let queue = self.config.engine.queue_frames;

@@ -1,5 +1,6 @@
 //! The decision thread: complete ticks of all workers in, frames to the stage, everything out.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use omnify_operators::model::{Event, EventKind, NO_USER, RegistryView, Tick};
 use omnify_operators::{frame, graph::Part, intake::Refusal};
 use omnify_sinks::action::Dispatcher;
 use omnify_sinks::history::{DeadLetter, DecisionDigest, Summary};
-use omnify_sinks::serve::{ActionState, Board, Counters, LatencyMs};
+use omnify_sinks::serve::{ActionState, Board, Counters, LatencyMs, Problem};
 use omnify_sinks::telemetry::events;
 
 use super::note::{Completed, Note};
@@ -48,6 +49,8 @@ pub struct Decider {
     pub board: Option<Board>,
     /// What bids are answered from.
     pub book: SharedBook,
+    /// The last tick that was decided upon and handed on; for whoever waits for it.
+    pub decided: Arc<AtomicU64>,
     /// For the lag of ticks.
     pub clock: Clock,
 }
@@ -175,7 +178,10 @@ impl Running {
             *self.decider.book.write().unwrap_or_else(PoisonError::into_inner) = book;
         }
         self.emit(tick, parts, started.elapsed());
-        let Some(recorder) = &self.decider.recorder else { return true };
+        let Some(recorder) = &self.decider.recorder else {
+            self.decider.decided.store(tick, Ordering::Release);
+            return true;
+        };
         let mut data = TickData { tick, controls: note.controls, dead, ..TickData::default() };
         data.decisions = std::mem::take(&mut output.decisions);
         data.actions = std::mem::take(&mut output.actions);
@@ -183,7 +189,9 @@ impl Running {
             data.events.append(&mut part.events);
             data.panes.append(&mut part.panes);
         }
-        recorder.record(data)
+        let recorded = recorder.record(data);
+        self.decider.decided.store(tick, Ordering::Release);
+        recorded
     }
 
     /// Actions go to the executor before anything else is done with the tick.
@@ -221,6 +229,9 @@ impl Running {
         counters.ignored += note.ignored;
         counters.events_in += note.rows - note.ignored;
         counters.ticks += 1;
+        if let Some(watermarks) = note.watermarks {
+            counters.watermarks = watermarks;
+        }
         counters.held = parts.iter().map(|part| part.held).sum();
         let mut refused = Vec::new();
         for part in parts {
@@ -252,6 +263,15 @@ impl Running {
         }
         if let Some(recorder) = &self.decider.recorder {
             counters.history_rows = recorder.progress.rows();
+            counters.problems.clear();
+            if recorder.progress.stalled() > 0 {
+                counters.problems.push(Problem {
+                    code: "history_writer_stalled",
+                    text: "The history cannot be written; see the log. Events are taken in until \
+                           the queue is full, then pushes are answered 429."
+                        .to_owned(),
+                });
+            }
         }
         invariant::check(Invariant::Conservation, counters.conservation().holds, || {
             format!("tick {tick}: {:?}", counters.conservation())

@@ -6,6 +6,7 @@ use omnify_decision::control::Control;
 use omnify_operators::graph::Part;
 use omnify_operators::model::Tick;
 use omnify_sinks::history::DeadLetter;
+use omnify_sinks::serve::Watermarks;
 
 /// The account of one tick at one worker.
 #[derive(Debug, Default)]
@@ -18,6 +19,8 @@ pub struct Note {
     pub dead: Vec<DeadLetter>,
     /// Control inputs that take effect at this tick.
     pub controls: Vec<Control>,
+    /// Up to when a source says that its numbers are complete, if it does.
+    pub watermarks: Option<Watermarks>,
     /// Intended arrival of the oldest event of the tick, where latency is measured.
     pub arrived: Option<Instant>,
     /// Digest of decisions up to this tick, in a replay of a record.
@@ -35,6 +38,7 @@ impl Note {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
+        self.watermarks = other.watermarks.or(self.watermarks);
         self.expected = other.expected.or(self.expected);
     }
 }

@@ -1,11 +1,12 @@
 //! The history writer's thread: takes complete ticks from the decision thread, in order.
 //!
-//! The queue is bounded; at the bound the decision thread waits, and with it the whole engine, up
+//! The queue is bounded in rows, so that a moment of writing does not stop an engine of short ticks
+//! and long ticks do not fill the memory; at the bound the decision thread waits, and with it the whole engine, up
 //! to the sources: nothing is dropped. When the disk refuses, the thread says so, keeps what it
 //! has and tries again; when it was told to stop it gives up after a last try.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -36,10 +37,22 @@ pub struct TickData {
     pub dead: Vec<DeadLetter>,
 }
 
+impl TickData {
+    /// Rows of the history that the tick makes, its own included.
+    fn rows(&self) -> u64 {
+        let events = self.events.iter().map(Vec::len).sum::<usize>();
+        let panes = self.panes.iter().map(|batch| batch.rows.len()).sum::<usize>();
+        let rest = self.decisions.len() + self.actions.len() + self.controls.len();
+        (events + panes + rest + self.dead.len() + 1) as u64
+    }
+}
+
 /// What the recorder shows while it runs.
 #[derive(Default)]
 pub struct Progress {
     rows: AtomicU64,
+    waiting: Mutex<u64>,
+    room: Condvar,
     stalled: AtomicU64,
 }
 
@@ -47,6 +60,15 @@ impl Progress {
     /// Rows taken so far.
     pub fn rows(&self) -> u64 {
         self.rows.load(Ordering::Relaxed)
+    }
+
+    /// Rows that wait for the writer.
+    pub fn waiting(&self) -> u64 {
+        *self.lock()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, u64> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tries in a row that the disk has refused; 0 when all is well.
@@ -58,36 +80,53 @@ impl Progress {
 /// The handle of the thread.
 pub struct Recorder {
     queue: Option<Sender<TickData>>,
+    rows_max: u64,
     thread: JoinHandle<Result<Summary, HistoryError>>,
     /// What it shows.
     pub progress: Arc<Progress>,
 }
 
+/// Ticks that may wait, however few rows they have.
+const TICKS_MAX: usize = 65_536;
+/// How often a waiting caller looks whether the thread still lives.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Wait between two tries at a disk that refuses.
 const RETRY: Duration = Duration::from_millis(500);
 /// Tries before a recorder gives up: a minute of a full disk.
 const TRIES_MAX: u64 = 120;
 
 impl Recorder {
-    /// Starts the thread. Files are closed at least every `file_time`, if given.
+    /// Starts the thread. Up to `rows_max` rows may wait, or one tick of more. Files are closed at
+    /// least every `file_time`, if given.
     pub fn start(
         writer: HistoryWriter,
         view: RegistryView,
-        queue_ticks: usize,
+        rows_max: usize,
         file_time: Option<Duration>,
     ) -> std::io::Result<Recorder> {
-        let (queue, receiver) = bounded(queue_ticks.max(1));
+        let (queue, receiver) = bounded(TICKS_MAX);
         let progress = Arc::new(Progress::default());
         let shown = progress.clone();
         let thread = std::thread::Builder::new().name("history".into()).spawn(move || {
             let mut recording = Recording { writer, view, progress: shown };
             recording.run(&receiver, file_time)
         })?;
-        Ok(Recorder { queue: Some(queue), thread, progress })
+        Ok(Recorder { queue: Some(queue), rows_max: rows_max as u64, thread, progress })
     }
 
-    /// Hands over a tick; false when the thread has given up.
+    /// Hands over a tick, and waits for room if need be; false when the thread has given up.
     pub fn record(&self, data: TickData) -> bool {
+        let rows = data.rows();
+        let mut waiting = self.progress.lock();
+        while *waiting > 0 && *waiting + rows > self.rows_max {
+            if self.thread.is_finished() {
+                return false;
+            }
+            let waited = self.progress.room.wait_timeout(waiting, LOOK_AGAIN);
+            waiting = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *waiting += rows;
+        drop(waiting);
         self.queue.as_ref().is_some_and(|queue| queue.send(data).is_ok())
     }
 
@@ -123,7 +162,12 @@ impl Recording {
                 None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match next {
-                Ok(data) => self.tick(data)?,
+                Ok(data) => {
+                    let rows = data.rows();
+                    self.tick(data)?;
+                    *self.progress.lock() -= rows;
+                    self.progress.room.notify_all();
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     return self.persist(HistoryWriter::finish);
@@ -137,13 +181,8 @@ impl Recording {
     }
 
     fn tick(&mut self, mut data: TickData) -> Result<(), HistoryError> {
-        let tick = data.tick;
+        let (tick, rows) = (data.tick, data.rows());
         let events = self.in_order(std::mem::take(&mut data.events));
-        let rows = events.len()
-            + data.panes.iter().map(|batch| batch.rows.len()).sum::<usize>()
-            + data.decisions.len()
-            + data.actions.len()
-            + data.dead.len();
         self.persist(|writer| writer.events(tick, &events))?;
         for batch in &data.panes {
             self.persist(|writer| writer.panes(batch))?;
@@ -153,7 +192,7 @@ impl Recording {
         self.persist(|writer| writer.outcomes(tick, &data.controls))?;
         self.persist(|writer| writer.dead_letters(&data.dead))?;
         self.persist(|writer| writer.tick(tick, &data.controls))?;
-        self.progress.rows.fetch_add(rows as u64, Ordering::Relaxed);
+        self.progress.rows.fetch_add(rows, Ordering::Relaxed);
         Ok(())
     }
 

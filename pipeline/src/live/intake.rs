@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use omnify_decision::control::Control;
 use omnify_operators::model::Tick;
+use omnify_sinks::serve::Watermarks;
 
 use crate::decode::Batch;
 
@@ -26,6 +27,8 @@ pub struct Arrival {
     pub arrived: Option<Instant>,
     /// When the reading of `controls` began: an acknowledgement that came after it knows better.
     pub observed: Option<Instant>,
+    /// Up to when the source's numbers are complete, if it knows.
+    pub watermarks: Option<Watermarks>,
     /// Simulated time: nothing before this tick is outstanding, so the clock moves there.
     pub known_until: Option<Tick>,
 }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use omnify_decision::action::Status;
 use omnify_decision::control::{Actual, Control};
-use omnify_operators::model::{EntityKey, EventTime, Tick, tick_of_us};
+use omnify_operators::model::{EntityKey, Tick, tick_of_us};
+use omnify_sinks::serve::Watermarks;
 use reqwest::{Client, Response, StatusCode};
 use serde::Deserialize;
 use tokio::runtime::Handle;
@@ -55,8 +56,18 @@ pub struct MarketFeed {
     runtime: Handle,
     decoder: Push,
     cursor: u64,
+    lags: Lags,
     /// Settings as they were told last.
     told: BTreeMap<EntityKey, Actual>,
+}
+
+/// How late the platform's numbers are.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lags {
+    /// Delivery older than this is complete.
+    pub fresh_us: i64,
+    /// Conversions of clicks older than this are final.
+    pub settled_us: i64,
 }
 
 #[derive(Deserialize)]
@@ -75,7 +86,12 @@ struct Entity {
 impl MarketFeed {
     /// A reader of the platform at `base`; requests run on `runtime`, and the caller's thread, which
     /// must not be one of the runtime's, waits for them.
-    pub fn new(base: &str, runtime: Handle, door: Arc<Door>) -> Result<MarketFeed, MarketError> {
+    pub fn new(
+        base: &str,
+        lags: Lags,
+        runtime: Handle,
+        door: Arc<Door>,
+    ) -> Result<MarketFeed, MarketError> {
         let url = base.trim_end_matches('/').to_owned();
         let client = Client::builder()
             .timeout(TIMEOUT)
@@ -84,7 +100,8 @@ impl MarketFeed {
             .build()
             .map_err(|source| MarketError::Http { url: url.clone(), source })?;
         let decoder = Push::native(door, "market");
-        Ok(MarketFeed { client, base: url, runtime, decoder, cursor: 0, told: BTreeMap::new() })
+        let told = BTreeMap::new();
+        Ok(MarketFeed { client, base: url, runtime, decoder, cursor: 0, lags, told })
     }
 
     /// Reads everything there is now and hands it to `intake`, page by page. `measured` says whether
@@ -123,9 +140,13 @@ impl MarketFeed {
         let batch = self.decoder.decode(&body, None);
         self.cursor = u64::try_from(next).unwrap_or(self.cursor);
         let full = batch.rows >= PAGE_ROWS;
-        let known_until = Some(tick_of_us(EventTime::from(time_us)));
+        let known_until = Some(tick_of_us(time_us));
         let arrived = measured.then(clock::instant);
-        Ok((Arrival { batch, arrived, known_until, ..Arrival::default() }, full))
+        let watermarks = Some(Watermarks {
+            fresh_until_us: Some(time_us - self.lags.fresh_us),
+            settled_until_us: Some(time_us - self.lags.settled_us),
+        });
+        Ok((Arrival { batch, arrived, watermarks, known_until, ..Arrival::default() }, full))
     }
 
     /// Reads all settings and hands those that changed to `intake`.

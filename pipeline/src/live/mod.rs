@@ -44,6 +44,7 @@ mod push;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -52,7 +53,7 @@ use crossbeam_channel::{Sender, bounded};
 use omnify_config::{Checked, ExecutorKind};
 use omnify_decision::control::Control;
 use omnify_decision::stage::Stage;
-use omnify_operators::model::{Registry, RegistryView};
+use omnify_operators::model::{Registry, RegistryView, Tick};
 use omnify_sinks::history::HistoryWriter;
 use omnify_sinks::serve::{self, AppState, Board, BoardConfig, BuildInfo, Snapshot};
 use omnify_sinks::telemetry;
@@ -62,7 +63,7 @@ use tokio::sync::{oneshot, watch};
 use crate::clock::Clock;
 use crate::decode::Door;
 use crate::engine::feed::LiveQueue;
-use crate::engine::{self, BoxedFeed, Decider, Recorder, RunSummary, SharedBook, Wakers};
+use crate::engine::{self, BoxedFeed, Decider, Progress, Recorder, RunSummary, SharedBook, Wakers};
 use crate::setup::{self, Mode};
 
 pub use access::{ListenError, listen};
@@ -74,6 +75,8 @@ const QUEUE_TICKS: usize = 8;
 const QUEUE_CONTROLS: usize = 65_536;
 /// Least time between two publications to readers, in real time.
 const PUBLISH_EVERY_MS: u64 = 100;
+/// How often it is looked whether all is settled.
+const SETTLE_EVERY: Duration = Duration::from_millis(5);
 /// How often it is looked whether a source failed.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Time that tasks of the runtime get to end.
@@ -104,6 +107,8 @@ pub struct Live {
     controls: Sender<Control>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     address: Option<SocketAddr>,
+    decided: Arc<AtomicU64>,
+    written: Option<Arc<Progress>>,
     ended: watch::Receiver<bool>,
     stop: Sender<()>,
     ingest: JoinHandle<()>,
@@ -151,11 +156,13 @@ impl Live {
             }
             None => None,
         };
+        let written = recorder.as_ref().map(|recorder| recorder.progress.clone());
         let board = Board::new(board_config(&config, &spec.windows, speed));
         let snapshots = board.subscribe();
         let book = SharedBook::new(RwLock::default());
         let (intake, arrivals) = intake::channel(config.engine.queue_events);
 
+        let decided = Arc::<AtomicU64>::default();
         let wakers = Wakers::default();
         let workers = setup::workers(&config);
         let (queue, feeds) = LiveQueue::new(workers, QUEUE_TICKS, wakers.clone());
@@ -168,6 +175,7 @@ impl Live {
             execution,
             board: Some(board),
             book: book.clone(),
+            decided: decided.clone(),
             clock: clock.clone(),
         };
 
@@ -219,6 +227,8 @@ impl Live {
             controls: inputs,
             snapshots,
             address,
+            decided,
+            written,
             ended,
             stop,
             ingest,
@@ -297,6 +307,18 @@ impl Live {
         });
     }
 
+    /// Waits until everything up to `tick` is decided upon and on its way to the disk, or the engine
+    /// has ended. Some tick at or after it must have been closed, or be about to be.
+    pub fn settle(&self, tick: Tick) {
+        let done = || {
+            let decided = self.decided.load(Ordering::Acquire) >= tick;
+            decided && self.written.as_ref().is_none_or(|written| written.waiting() == 0)
+        };
+        while !done() && !*self.ended.borrow() {
+            std::thread::sleep(SETTLE_EVERY);
+        }
+    }
+
     /// Stops in order: sources, the last tick, decisions and actions, the history, HTTP.
     pub fn stop(self) -> anyhow::Result<RunSummary> {
         self.intake.close();
@@ -373,6 +395,7 @@ fn board_config(
         currency_of: Arc::new(move |key| setup::currency_of(&of, key)),
         executor: executor::name(config.executor.kind).to_owned(),
         dry_run: config.executor.kind == ExecutorKind::DryRun,
+        speed,
         publish_every_ms: PUBLISH_EVERY_MS.saturating_mul(speed),
         spark_every_ms: usual.spark_every_ms.saturating_mul(speed),
         decisions_kept: config.http.recent,

@@ -52,6 +52,8 @@ pub struct BoardConfig {
     pub executor: String,
     /// True when no action is sent.
     pub dry_run: bool,
+    /// Engine time that passes in one unit of real time: 1, unless time is simulated.
+    pub speed: u64,
     /// Least distance of two publications.
     pub publish_every_ms: u64,
     /// First distance of sparkline points; it doubles whenever a sparkline is full.
@@ -70,6 +72,7 @@ impl Default for BoardConfig {
             currency_of: Arc::new(|_| None),
             executor: "dry_run".to_owned(),
             dry_run: true,
+            speed: 1,
             publish_every_ms: 100,
             spark_every_ms: 1_000,
             decisions_kept: 500,
@@ -106,6 +109,7 @@ impl Board {
             windows: config.windows.iter().map(ToString::to_string).collect(),
             executor: config.executor.clone(),
             dry_run: config.dry_run,
+            speed: config.speed,
         });
         let specs: Arc<[WindowSpec]> = config.windows.clone().into();
         let decisions = DecisionFeed::new(config.decisions_kept);

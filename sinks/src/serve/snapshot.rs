@@ -102,6 +102,8 @@ pub struct Setup {
     pub executor: String,
     /// True when actions are computed and recorded but never sent.
     pub dry_run: bool,
+    /// Engine time that passes in one unit of real time: 1, unless time is simulated.
+    pub speed: u64,
 }
 
 /// Everything as of one tick.

@@ -1,8 +1,10 @@
 //! From the simulated market to the configuration of the engine: what its owners would have typed.
 
 use omnify_config::{Account, Checked, Decimal, Demo, Goal, Objective, Pricing};
-use omnify_market::{GoalKind, Market, MarketConfig, ScenarioGoal};
+use omnify_market::{FeedKind, GoalKind, Market, MarketConfig, ScenarioGoal};
 use serde::Serialize;
+
+use crate::live::market::Lags;
 
 /// The market that `[demo]` asks for.
 pub(super) fn market(demo: &Demo) -> MarketConfig {
@@ -13,6 +15,18 @@ pub(super) fn market(demo: &Demo) -> MarketConfig {
         creatives_per_campaign: small(demo.creatives),
         impressions_per_day: demo.impressions_per_day,
         ..MarketConfig::default()
+    }
+}
+
+/// How late the market's numbers are.
+pub(super) fn lags(market: &MarketConfig) -> Lags {
+    let late = market.platforms.iter().map(|platform| match platform.feed {
+        FeedKind::Events => 0,
+        FeedKind::Reports { every_us } => every_us,
+    });
+    Lags {
+        fresh_us: late.max().unwrap_or(0),
+        settled_us: market.attribution_us.max(market.invalid_after_us),
     }
 }
 
@@ -48,6 +62,7 @@ struct Executor {
 #[derive(Serialize)]
 struct History {
     dir: &'static str,
+    file_time: &'static str,
 }
 
 /// The demo's layer of configuration, between the defaults and what the user says: accounts, goals,
@@ -73,7 +88,8 @@ pub(super) fn layer(
         engine: Engine { seed: market.seed() },
         decision: Decision { action_ttl: format!("{ttl_ms}ms") },
         executor: Executor { kind: "market", url },
-        history: History { dir },
+        // Short files are written in short moments: the page should not see them.
+        history: History { dir, file_time: "10s" },
         accounts: accounts.collect(),
         goals: goals.collect(),
     };

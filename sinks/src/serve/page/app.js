@@ -3,7 +3,7 @@
 
 import * as api from "./api.js";
 import { attribute, byId, h, show, sync, text } from "./dom.js";
-import { clock, count, date, exact, has, ms, rate, words } from "./format.js";
+import { clock, count, date, exact, has, ms, rate, span, words } from "./format.js";
 import { pulse } from "./charts.js";
 import { actions, decisions, fatigue, pacing, setCodes } from "./panels.js";
 import { entities } from "./entities.js";
@@ -33,6 +33,8 @@ async function loadStatus() {
   entities.windows(status.setup.windows);
   if (status.scope === "tenant") text(document.querySelector("h1"), `OmniFy · ${status.tenant}`);
   for (const tile of document.querySelectorAll(".tile")) show(tile, status.scope === "operator");
+  state.speed = status.setup.speed;
+  text("speed", state.speed > 1 ? `simulated time, ${span(state.speed)} a second` : "");
   if (status.pulse && !history.time.length) seed(status.pulse);
   engine({ ...status, dry_run: status.setup.dry_run });
 }
@@ -53,7 +55,7 @@ function maturity(status) {
 function seed(points) {
   for (let at = 1; at < points.length; at += 1) {
     const [before, now] = [points[at - 1], points[at]];
-    const seconds = (now.tick - before.tick) / 1000;
+    const seconds = real(now.tick - before.tick);
     if (seconds > 0) beat((now.events_in - before.events_in) / seconds, (now.decisions - before.decisions) / seconds, now.p99_ms);
   }
 }
@@ -116,7 +118,10 @@ function health(readiness) {
   attribute(byId("health"), "title", readiness.reasons.map((reason) => reason.text).join(" ") || "Ready: ticks close in time and events add up");
 }
 
-/** Rates come from two counts and the engine time between them, a second apart at least. */
+/** Seconds of real time in a distance of ticks. */
+const real = (ticks) => ticks / 1000 / (state.speed ?? 1);
+
+/** Rates come from two counts and the time between them, a second apart at least. */
 function rates(counters, tick) {
   const now = { tick, events: counters.events_in, decisions: total(counters.decisions) };
   const before = state.last;
@@ -124,7 +129,7 @@ function rates(counters, tick) {
     state.last = now;
     return;
   }
-  const seconds = (now.tick - before.tick) / 1000;
+  const seconds = real(now.tick - before.tick);
   if (seconds < 1) return;
   state.last = now;
   const events = (now.events - before.events) / seconds;

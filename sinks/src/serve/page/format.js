@@ -85,6 +85,13 @@ export function ago(tick, now) {
   return `${Math.round(seconds / 86_400)} d ago`;
 }
 
+/** A length of time in whole units. */
+export function span(seconds) {
+  const [unit, size] = [["day", 86_400], ["hour", 3600], ["minute", 60], ["second", 1]].find(([, size]) => seconds % size === 0);
+  const amount = seconds / size;
+  return `${whole.format(amount)} ${unit}${amount === 1 ? "" : "s"}`;
+}
+
 export const name = (key) => key.slice(key.lastIndexOf("/") + 1);
 
 /** The path above an entity. */

@@ -25,7 +25,7 @@ export function pacing(page) {
   show("pacing-empty", rows.length === 0);
   sync(byId("pacing-list"), rows, (row) => row.entity,
     (row) => h("li", {},
-      h("div", { class: "line" }, h("b", { class: "name", title: row.entity }, name(row.entity)), h("span", { class: "pill" })),
+      h("div", { class: "line" }, h("span", { class: "name", title: row.entity }, h("b", {}, name(row.entity)), h("span", { class: "dim" }, ` ${above(row.entity)}`)), h("span", { class: "pill" })),
       h("div", { class: "bar", role: "img" }, h("i", { class: "spent" }), h("i", { class: "plan" })),
       h("div", { class: "line dim" }, h("span", { class: "sums" }), h("span", { class: "goal" }))),
     (element, row) => {
