@@ -128,11 +128,16 @@ impl FeatureSpec {
     /// The grain in which deltas are gathered before they enter any window: it divides every pane
     /// and every possible local midnight.
     pub fn base_pane_us(&self) -> i64 {
-        let quarter_hour = HOUR_US / 4;
-        self.windows.iter().fold(0, |grain, window| match window {
-            WindowSpec::Hop { pane, .. } => gcd(grain, pane.us()),
-            WindowSpec::Day => gcd(grain, quarter_hour),
-        })
+        self.windows.iter().map(grain_us).fold(0, gcd)
+    }
+
+    /// The grain in which deltas are gathered for the windows whose panes are longer than the base
+    /// pane (those `true` in the list), as a number of base panes.
+    pub(crate) fn coarse_grain(&self) -> (i64, Vec<bool>) {
+        let base = self.base_pane_us();
+        let coarse = |window: &WindowSpec| grain_us(window) > base;
+        let grain = self.windows.iter().filter(|window| coarse(window)).map(grain_us).fold(0, gcd);
+        (grain / base.max(1), self.windows.iter().map(coarse).collect())
     }
 
     /// The earliest instant by which every window has closed a pane end after `time`, in each of
@@ -170,6 +175,14 @@ impl FeatureSpec {
 
     pub(crate) fn keeps(&self, level: Level) -> bool {
         self.levels.contains(&level)
+    }
+}
+
+/// What divides every pane end of a window.
+fn grain_us(window: &WindowSpec) -> i64 {
+    match window {
+        WindowSpec::Hop { pane, .. } => pane.us(),
+        WindowSpec::Day => HOUR_US / 4,
     }
 }
 

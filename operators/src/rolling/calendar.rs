@@ -8,15 +8,14 @@ use crate::model::{DAY_US, EventTime, WindowSpec};
 
 /// Panes of one kind of window. Panes are numbered without gaps; pane `p` ends where `p + 1` starts.
 ///
-/// The pane asked for last is remembered: almost every question is about it, and neither a division
-/// nor a time zone is needed to answer again.
+/// The two panes asked for last are remembered: almost every question is about the current one or
+/// the one before, and neither a division nor a time zone is needed to answer again.
 #[derive(Clone, Debug)]
 pub(crate) struct Panes {
     kind: Kind,
     count: i64,
-    number: i64,
-    from: EventTime,
-    until: EventTime,
+    newest: Pane,
+    before: Pane,
 }
 
 #[derive(Clone, Debug)]
@@ -27,13 +26,28 @@ enum Kind {
     Day(Arc<TimeZone>),
 }
 
+#[derive(Clone, Copy, Debug, Default)]
+struct Pane {
+    number: i64,
+    from: EventTime,
+    until: EventTime,
+}
+
+impl Pane {
+    #[inline]
+    fn holds(&self, time: EventTime) -> bool {
+        self.from <= time && time < self.until
+    }
+}
+
 impl Panes {
     pub(crate) fn new(window: &WindowSpec, zone: &Arc<TimeZone>) -> Panes {
         let kind = match window {
             WindowSpec::Hop { pane, .. } => Kind::Fixed(pane.us()),
             WindowSpec::Day => Kind::Day(zone.clone()),
         };
-        Panes { kind, count: window.panes(), number: 0, from: 0, until: 0 }
+        let count = window.panes();
+        Panes { kind, count, newest: Pane::default(), before: Pane::default() }
     }
 
     /// Panes in the window.
@@ -45,23 +59,30 @@ impl Panes {
     /// The pane that holds `time`.
     #[inline]
     pub(crate) fn of(&mut self, time: EventTime) -> i64 {
-        if time < self.from || time >= self.until {
-            self.seek(time);
-        }
-        self.number
+        self.pane(time).number
     }
 
     /// True when a pane ends after `from` and at or before `until`.
     #[inline]
     pub(crate) fn end_between(&mut self, from: EventTime, until: EventTime) -> bool {
-        self.of(until);
-        from < self.from
+        from < self.pane(until).from
+    }
+
+    #[inline]
+    fn pane(&mut self, time: EventTime) -> Pane {
+        if self.newest.holds(time) {
+            self.newest
+        } else if self.before.holds(time) {
+            self.before
+        } else {
+            self.seek(time)
+        }
     }
 
     #[inline(never)]
-    fn seek(&mut self, time: EventTime) {
-        match &self.kind {
-            Kind::Fixed(pane_us) => self.number = time.div_euclid(*pane_us),
+    fn seek(&mut self, time: EventTime) -> Pane {
+        let number = match &self.kind {
+            Kind::Fixed(pane_us) => time.div_euclid(*pane_us),
             Kind::Day(zone) => {
                 let local = Timestamp::from_microsecond(time)
                     .map_or(0, |at| i64::from(zone.to_offset(at).seconds()));
@@ -73,10 +94,12 @@ impl Panes {
                 while self.start(day + 1) <= time {
                     day += 1;
                 }
-                self.number = day;
+                day
             }
-        }
-        (self.from, self.until) = (self.start(self.number), self.start(self.number + 1));
+        };
+        let pane = Pane { number, from: self.start(number), until: self.start(number + 1) };
+        self.before = std::mem::replace(&mut self.newest, pane);
+        pane
     }
 
     /// The first instant of pane `number`: of a local day the midnight at which it begins, or the

@@ -9,6 +9,7 @@ use crate::model::{
 use crate::reach::ReachState;
 use crate::rolling::calendar::Panes;
 use crate::rolling::pane_log::PaneLog;
+use crate::spec::FeatureSpec;
 
 /// One window: `sum` = `last` + everything in `log`.
 #[derive(Clone, Debug, Default)]
@@ -54,6 +55,24 @@ impl WindowState {
     }
 }
 
+/// In what steps deltas enter the windows: base panes enter the windows of that grain one by one,
+/// and all others together, once in a coarse pane.
+#[derive(Clone, Debug)]
+pub(super) struct Grain {
+    pub(super) base_us: i64,
+    /// Length of a coarse pane in base panes; 0 when no window is coarse.
+    ratio: i64,
+    /// By window.
+    is_coarse: Vec<bool>,
+}
+
+impl Grain {
+    pub(super) fn new(spec: &FeatureSpec) -> Grain {
+        let (ratio, is_coarse) = spec.coarse_grain();
+        Grain { base_us: spec.base_pane_us(), ratio, is_coarse }
+    }
+}
+
 /// Priors of CTR and CVR, learned from a campaign's creatives at most once per base pane. The ones
 /// before are kept for rows that are closed after the change but belong before it.
 #[derive(Clone, Copy, Debug)]
@@ -77,8 +96,12 @@ pub(super) struct Cell {
     pub(super) active: bool,
     /// Rows are closed for pane ends up to the start of this base pane.
     pub(super) closed: i64,
+    /// The newest base pane, not yet in any window.
     open_pane: i64,
     open: Stats,
+    /// Base panes of the newest coarse pane (by its first), not yet in the coarse windows.
+    coarse_pane: i64,
+    coarse: Stats,
     /// Empty when the level of the entity is not kept.
     pub(super) windows: Box<[WindowState]>,
     pub(super) evaluated: Option<Tick>,
@@ -112,6 +135,8 @@ impl Cell {
             closed: i64::MIN,
             open_pane: i64::MIN,
             open: Stats::ZERO,
+            coarse_pane: 0,
+            coarse: Stats::ZERO,
             windows: vec![WindowState::default(); windows].into(),
             evaluated: None,
             due: Tick::MAX,
@@ -124,14 +149,14 @@ impl Cell {
 
     /// Adds a change of base pane `pane`, whose earlier pane ends are closed (`pane <= closed`).
     #[inline]
-    pub(super) fn add(&mut self, pane: i64, stats: &Stats, panes: &mut [Panes], base_us: i64) {
+    pub(super) fn add(&mut self, pane: i64, stats: &Stats, panes: &mut [Panes], grain: &Grain) {
         if pane == self.open_pane && pane == self.closed {
             self.open += *stats;
         } else if pane == self.closed {
-            self.fold(panes, base_us);
+            self.fold(panes, grain);
             (self.open_pane, self.open) = (pane, *stats);
         } else {
-            let time = pane * base_us;
+            let time = pane * grain.base_us;
             for (window, panes) in self.windows.iter_mut().zip(panes) {
                 // The next row to close reaches back this far; older panes are in no window.
                 let pane = panes.of(time);
@@ -142,20 +167,51 @@ impl Cell {
         }
     }
 
-    /// Moves the open base pane into the windows.
-    fn fold(&mut self, panes: &mut [Panes], base_us: i64) {
-        if !self.open.is_empty() {
-            let time = self.open_pane * base_us;
-            for (window, panes) in self.windows.iter_mut().zip(panes) {
-                window.add(panes.of(time), &self.open);
+    /// Moves the open base pane on.
+    fn fold(&mut self, panes: &mut [Panes], grain: &Grain) {
+        if self.open.is_empty() {
+            return;
+        }
+        let (pane, open) = (self.open_pane, std::mem::take(&mut self.open));
+        if grain.ratio > 0 {
+            if pane < self.coarse_pane || pane >= self.coarse_pane + grain.ratio {
+                self.fold_coarse(panes, grain);
+                self.coarse_pane = pane.div_euclid(grain.ratio) * grain.ratio;
             }
-            self.open = Stats::ZERO;
+            self.coarse += open;
+        }
+        self.add_to(false, pane, &open, panes, grain);
+    }
+
+    /// Moves the coarse pane into its windows.
+    fn fold_coarse(&mut self, panes: &mut [Panes], grain: &Grain) {
+        if !self.coarse.is_empty() {
+            let coarse = std::mem::take(&mut self.coarse);
+            self.add_to(true, self.coarse_pane, &coarse, panes, grain);
+        }
+    }
+
+    /// Adds a change of base pane `pane` to the windows that are (or are not) coarse.
+    fn add_to(
+        &mut self,
+        coarse: bool,
+        pane: i64,
+        stats: &Stats,
+        panes: &mut [Panes],
+        grain: &Grain,
+    ) {
+        let time = pane * grain.base_us;
+        for ((window, panes), is_coarse) in self.windows.iter_mut().zip(panes).zip(&grain.is_coarse)
+        {
+            if *is_coarse == coarse {
+                window.add(panes.of(time), stats);
+            }
         }
     }
 
     /// Declares every pane end up to the start of base pane `self.closed` closed without rows.
-    pub(super) fn skip_closed(&mut self, panes: &mut [Panes], base_us: i64) {
-        let until = self.closed * base_us;
+    pub(super) fn skip_closed(&mut self, panes: &mut [Panes], grain: &Grain) {
+        let until = self.closed * grain.base_us;
         for (window, panes) in self.windows.iter_mut().zip(panes) {
             window.closed = window.closed.max(panes.of(until));
         }
@@ -167,13 +223,17 @@ impl Cell {
         &mut self,
         until: i64,
         panes: &mut [Panes],
-        base_us: i64,
+        grain: &Grain,
         mut emit: impl FnMut(PaneRow),
         is_slow: impl Fn(usize) -> bool,
     ) -> (u64, bool) {
-        let (from_us, until_us) = (self.closed * base_us, until * base_us);
-        // The open pane is `closed` or older, so it ends at or before `until`.
-        self.fold(panes, base_us);
+        let (from_us, until_us) = (self.closed * grain.base_us, until * grain.base_us);
+        // The open pane is `closed` or older, so it ends at or before `until`; and a pane of a
+        // coarse window that ends by then is not before the end of the coarse pane.
+        self.fold(panes, grain);
+        if until >= self.coarse_pane + grain.ratio {
+            self.fold_coarse(panes, grain);
+        }
         let (mut count, mut slow) = (0, false);
         for (at, (window, panes)) in self.windows.iter_mut().zip(panes).enumerate() {
             if !panes.end_between(from_us, until_us) {
@@ -203,27 +263,39 @@ impl Cell {
         (count, slow)
     }
 
-    /// Sums of every window as of `now`.
-    pub(super) fn read(&mut self, now: EventTime, panes: &mut [Panes]) -> [Stats; MAX_WINDOWS] {
+    /// Sums of every window as of `now`; rows must be closed up to it.
+    pub(super) fn read(
+        &mut self,
+        now: EventTime,
+        panes: &mut [Panes],
+        grain: &Grain,
+    ) -> [Stats; MAX_WINDOWS] {
         let mut sums = [Stats::ZERO; MAX_WINDOWS];
-        for ((window, panes), sum) in self.windows.iter_mut().zip(panes).zip(&mut sums) {
-            window.expire(panes.of(now) - panes.count());
-            // The open base pane began at the newest closed pane end: it is in every window.
-            *sum = window.sum + self.open;
+        for (at, sum) in sums.iter_mut().enumerate().take(self.windows.len()) {
+            *sum = self.sums(at, now, panes, grain);
         }
         sums
     }
 
     /// Sums of one window as of `now`.
-    pub(super) fn sums(&mut self, at: usize, now: EventTime, panes: &mut [Panes]) -> Stats {
-        self.windows.get_mut(at).map_or(Stats::ZERO, |window| {
-            window.expire(panes[at].of(now) - panes[at].count());
-            window.sum + self.open
-        })
+    pub(super) fn sums(
+        &mut self,
+        at: usize,
+        now: EventTime,
+        panes: &mut [Panes],
+        grain: &Grain,
+    ) -> Stats {
+        let Some(window) = self.windows.get_mut(at) else { return Stats::ZERO };
+        window.expire(panes[at].of(now) - panes[at].count());
+        // The open panes hold or follow the newest closed pane end: they are in every window.
+        let sum = window.sum + self.open;
+        if grain.is_coarse[at] { sum + self.coarse } else { sum }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.open.is_empty() && self.windows.iter().all(WindowState::is_empty)
+        self.open.is_empty()
+            && self.coarse.is_empty()
+            && self.windows.iter().all(WindowState::is_empty)
     }
 
     pub(super) fn reach(&mut self) -> &mut ReachState {

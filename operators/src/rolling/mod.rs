@@ -28,7 +28,7 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use self::calendar::Panes;
-use self::cell::{Cell, Priors};
+use self::cell::{Cell, Grain, Priors};
 use crate::estimate::Prior;
 use crate::model::{
     DAY_US, EntityId, Event, EventKind, FeatureRow, HOUR_US, Level, NO_USER, PaneBatch,
@@ -97,6 +97,7 @@ pub(crate) struct Rolling {
     /// The window shrunk rates are formed over.
     widest: usize,
     base_us: i64,
+    grain: Grain,
     /// Entity id to slot and cell number; `u32::MAX` for none.
     places: Vec<u32>,
     slots: Vec<Slot>,
@@ -127,6 +128,7 @@ impl Rolling {
         }
         Rolling {
             base_us: spec.base_pane_us(),
+            grain: Grain::new(&spec),
             widest: spec.widest(),
             top: spec.levels.iter().copied().min().unwrap_or(Level::Creative),
             spec,
@@ -378,7 +380,7 @@ impl Rolling {
             cell.active = true;
             self.active.push(place);
             cell.closed = cell.closed.max(due).max(pane);
-            cell.skip_closed(&mut self.calendars[usize::from(cell.calendar)].1, self.base_us);
+            cell.skip_closed(&mut self.calendars[usize::from(cell.calendar)].1, &self.grain);
         }
         self.close_before_change(place);
         if pane > self.cells[place as usize].closed {
@@ -386,7 +388,7 @@ impl Rolling {
         }
         let cell = &mut self.cells[place as usize];
         let panes = &mut self.calendars[usize::from(cell.calendar)].1;
-        cell.add(pane, stats, panes, self.base_us);
+        cell.add(pane, stats, panes, &self.grain);
         let time = pane * self.base_us;
         if user_impressions != 0 {
             cell.reach().count(time.div_euclid(DAY_US), user_impressions);
@@ -418,7 +420,7 @@ impl Rolling {
         let (closed, slow) = cell.close(
             until,
             panes,
-            base_us,
+            &self.grain,
             |mut row| {
                 if emit {
                     // A pane end is first passed either by the newest swept boundary or right now.
@@ -553,7 +555,7 @@ impl Rolling {
         let spec = &self.spec;
         let cell = &mut self.cells[place as usize];
         let panes = &mut self.calendars[usize::from(cell.calendar)].1;
-        let windows = cell.read(now, panes);
+        let windows = cell.read(now, panes, &self.grain);
         let sums = windows[self.widest];
         let reach = cell.reach_over(now.div_euclid(DAY_US), spec.reach_days);
         // At midnight the day that has just ended is still the newest with anything in it.
@@ -604,7 +606,7 @@ impl Rolling {
             }
             let child = &mut self.cells[child as usize];
             let panes = &mut self.calendars[usize::from(child.calendar)].1;
-            sums.push(child.sums(self.widest, start, panes));
+            sums.push(child.sums(self.widest, start, panes, &self.grain));
         }
         let rates = |pair: fn(&Stats) -> (i64, i64), fallback| {
             Prior::learn(sums.iter().map(pair), fallback)
