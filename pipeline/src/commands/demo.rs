@@ -95,9 +95,12 @@ pub fn execute(common: &Common, args: &DemoArgs) -> anyhow::Result<Done> {
         }
     }
 
-    feed.observe(live.intake())?;
     let warm_us = start_us + i64::from(config.demo.warm_days) * DAY_US;
-    warm_up(common, &live, &platform, &mut feed, (start_us, warm_us))?;
+    if let Err(error) = warm_up(common, &live, &platform, &mut feed, (start_us, warm_us)) {
+        // If the engine ended by itself, its own error says why.
+        live.stop()?;
+        return Err(error);
+    }
     let before = platform.read(Market::totals);
     if !config.guardrails.kill {
         live.controls().send(Control::Resume { tenant: None })?;
@@ -156,6 +159,7 @@ fn warm_up(
     feed: &mut MarketFeed,
     (from_us, to_us): (EventTime, EventTime),
 ) -> anyhow::Result<()> {
+    feed.observe(live.intake())?;
     let bar = progress::steps(common, "simulated days before the engine may act");
     let mut time_us = from_us;
     while time_us < to_us {

@@ -229,7 +229,7 @@ impl Recording {
                 }
                 Err(error) => {
                     let tries = self.progress.stalled.fetch_add(1, Ordering::Relaxed) + 1;
-                    if tries == 1 || tries % 20 == 0 {
+                    if tries == 1 || tries.is_multiple_of(20) {
                         omnify_sinks::telemetry::events::HistoryFailed {
                             table: "all",
                             error: &error,

@@ -387,7 +387,6 @@ fn board_config(
     windows: &[omnify_operators::model::WindowSpec],
     speed: u64,
 ) -> BoardConfig {
-    let usual = BoardConfig::default();
     let of = config.clone();
     BoardConfig {
         windows: windows.to_vec(),
@@ -397,9 +396,8 @@ fn board_config(
         dry_run: config.executor.kind == ExecutorKind::DryRun,
         speed,
         publish_every_ms: PUBLISH_EVERY_MS.saturating_mul(speed),
-        spark_every_ms: usual.spark_every_ms.saturating_mul(speed),
+        spark_every_ms: BoardConfig::default().spark_every_ms.saturating_mul(speed),
         decisions_kept: config.http.recent,
         actions_kept: config.http.recent,
-        ..usual
     }
 }
