@@ -108,7 +108,7 @@ struct Union {
 
 impl Union {
     fn new() -> Union {
-        Union { ranks: Sketch::Sparse(Vec::new()), histogram: vec![0; RANK_MAX + 1] }
+        Union { ranks: Sketch::Sparse(Vec::new()), histogram: Vec::new() }
     }
 
     fn raise(&mut self, register: Register) {
@@ -120,6 +120,9 @@ impl Union {
             Sketch::Dense(ranks) => u16::from(ranks[usize::from(register.index)]),
         };
         if self.ranks.raise(register) {
+            if self.histogram.is_empty() {
+                self.histogram = vec![0; RANK_MAX + 1];
+            }
             if before > 0 {
                 self.histogram[usize::from(before)] -= 1;
             }
@@ -186,17 +189,27 @@ struct Day {
 /// Reach of one entity over the last `days` UTC days.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ReachState {
-    days: VecDeque<Day>,
-    /// Union of `days`; rebuilt when a day leaves.
+    /// The newest day, where nearly every question ends.
+    newest: Day,
+    /// The days before, ascending.
+    older: VecDeque<Day>,
+    /// Union of all days; rebuilt when a day leaves.
     union: Union,
+}
+
+impl Day {
+    fn new(day: i64) -> Day {
+        Day { day, sketch: Sketch::Sparse(Vec::new()), impressions: 0 }
+    }
 }
 
 impl ReachState {
     pub(crate) fn new() -> ReachState {
-        ReachState { days: VecDeque::new(), union: Union::new() }
+        ReachState { newest: Day::new(i64::MIN), older: VecDeque::new(), union: Union::new() }
     }
 
     /// Raises a register of `day`; true when the day's sketch changed.
+    #[inline]
     pub(crate) fn raise(&mut self, day: i64, register: Register) -> bool {
         let changed = self.day(day).sketch.raise(register);
         if changed {
@@ -210,29 +223,48 @@ impl ReachState {
         self.day(day).impressions += impressions;
     }
 
+    #[inline]
     fn day(&mut self, day: i64) -> &mut Day {
-        let at = self.days.partition_point(|have| have.day < day);
-        if self.days.get(at).is_none_or(|have| have.day != day) {
-            let fresh = Day { day, sketch: Sketch::Sparse(Vec::new()), impressions: 0 };
-            self.days.insert(at, fresh);
+        if day == self.newest.day { &mut self.newest } else { self.other_day(day) }
+    }
+
+    #[cold]
+    fn other_day(&mut self, day: i64) -> &mut Day {
+        if day > self.newest.day {
+            let before = std::mem::replace(&mut self.newest, Day::new(day));
+            if before.day != i64::MIN {
+                self.older.push_back(before);
+            }
+            return &mut self.newest;
         }
-        &mut self.days[at]
+        let at = self.older.partition_point(|have| have.day < day);
+        if self.older.get(at).is_none_or(|have| have.day != day) {
+            self.older.insert(at, Day::new(day));
+        }
+        &mut self.older[at]
     }
 
     /// Reach over the days `(today − days, today]`; forgets older ones.
     pub(crate) fn over(&mut self, today: i64, days: i64) -> Reach {
-        let kept = self.days.len();
-        while self.days.front().is_some_and(|have| have.day <= today - days) {
-            self.days.pop_front();
+        let gone = |day: &Day| day.day <= today - days;
+        let kept = self.older.len();
+        while self.older.front().is_some_and(gone) {
+            self.older.pop_front();
         }
-        if self.days.len() < kept {
+        let mut left = self.older.len() < kept;
+        if self.newest.day != i64::MIN && gone(&self.newest) {
+            self.newest = Day::new(i64::MIN);
+            left = true;
+        }
+        if left {
             self.union = Union::new();
-            for day in &self.days {
+            for day in self.older.iter().chain([&self.newest]) {
                 day.sketch.each(|register| self.union.raise(register));
             }
         }
         let users = self.union.estimate();
-        let impressions: i64 = self.days.iter().map(|day| day.impressions).sum();
+        let impressions: i64 =
+            self.older.iter().chain([&self.newest]).map(|day| day.impressions).sum();
         let frequency = if users > 0.0 { impressions as f64 / users } else { 0.0 };
         Reach { users, frequency }
     }

@@ -3,10 +3,7 @@
 use crate::anomaly::AnomalyWatch;
 use crate::estimate::Prior;
 use crate::fatigue::FatigueTracker;
-use crate::model::{
-    EntityId, EntityInfo, EventTime, Level, MAX_WINDOWS, PaneRow, Reach, Stats, Tick,
-};
-use crate::reach::ReachState;
+use crate::model::{EntityId, EntityInfo, EventTime, Level, MAX_WINDOWS, PaneRow, Stats, Tick};
 use crate::rolling::calendar::Panes;
 use crate::rolling::pane_log::PaneLog;
 use crate::spec::FeatureSpec;
@@ -112,7 +109,6 @@ pub(super) struct Cell {
 /// What evaluations read besides the windows.
 #[derive(Debug, Default)]
 pub(super) struct Derived {
-    reach: Option<Box<ReachState>>,
     pub(super) fatigue: FatigueTracker,
     pub(super) anomaly: Option<Box<AnomalyWatch>>,
     /// Creatives of a campaign, in stable order.
@@ -296,14 +292,6 @@ impl Cell {
         self.open.is_empty()
             && self.coarse.is_empty()
             && self.windows.iter().all(WindowState::is_empty)
-    }
-
-    pub(super) fn reach(&mut self) -> &mut ReachState {
-        self.derived.reach.get_or_insert_with(|| Box::new(ReachState::new()))
-    }
-
-    pub(super) fn reach_over(&mut self, today: i64, days: i64) -> Reach {
-        self.derived.reach.as_mut().map(|reach| reach.over(today, days)).unwrap_or_default()
     }
 
     pub(super) fn heap_bytes(&self) -> usize {

@@ -34,7 +34,7 @@ use crate::model::{
     DAY_US, EntityId, Event, EventKind, FeatureRow, HOUR_US, Level, NO_USER, PaneBatch,
     RegistryView, Stats, Tick, us_of_tick,
 };
-use crate::reach::Register;
+use crate::reach::{ReachState, Register};
 use crate::spec::{FeatureSpec, PaneRows};
 
 /// Cells a sweep visits in one tick. 2¹⁴ cells cost about a millisecond.
@@ -101,6 +101,8 @@ pub(crate) struct Rolling {
     /// Entity id to slot and cell number; `u32::MAX` for none.
     places: Vec<u32>,
     slots: Vec<Slot>,
+    /// Sketches, apart from the cells as well: every impression of a known user looks here.
+    reaches: Vec<ReachState>,
     cells: Vec<Cell>,
     calendars: Vec<(Arc<TimeZone>, Vec<Panes>)>,
     touched: [Vec<u32>; 5],
@@ -136,6 +138,7 @@ impl Rolling {
             home: levels,
             places: Vec::new(),
             slots: Vec::new(),
+            reaches: Vec::new(),
             cells: Vec::new(),
             calendars: Vec::new(),
             touched: Default::default(),
@@ -181,7 +184,7 @@ impl Rolling {
         }
         if known_user {
             let register = Register::of(event.user);
-            self.raise(event.creative, event.time.div_euclid(DAY_US), register);
+            self.raise(place, event.time.div_euclid(DAY_US), register);
         }
     }
 
@@ -197,7 +200,10 @@ impl Rolling {
                     self.stray(pane, entity, stats, user_impressions);
                 }
             }
-            Up::Register { entity, day, register } => self.raise(entity, day, register),
+            Up::Register { entity, day, register } => {
+                let place = self.place(entity);
+                self.raise(place, day, register);
+            }
         }
     }
 
@@ -220,6 +226,7 @@ impl Rolling {
         self.places[entity.index()] = place;
         let calendar = self.calendar(&info.time_zone);
         self.slots.push(Slot::default());
+        self.reaches.push(ReachState::new());
         let keeps = self.home[info.level as usize] && self.spec.keeps(info.level);
         self.cells.push(Cell::new(
             &info,
@@ -264,8 +271,17 @@ impl Rolling {
     }
 
     /// Raises a sketch register, and those above it for as long as something changes.
-    fn raise(&mut self, entity: EntityId, day: i64, register: Register) {
-        let mut at = Some(entity);
+    #[inline]
+    fn raise(&mut self, place: u32, day: i64, register: Register) {
+        self.close_before_change(place);
+        if self.reaches[place as usize].raise(day, register) {
+            let cell = &self.cells[place as usize];
+            let above = self.parent_here(cell.level).map(|_| cell.parent);
+            self.raise_above(above, day, register);
+        }
+    }
+
+    fn raise_above(&mut self, mut at: Option<EntityId>, day: i64, register: Register) {
         while let Some(entity) = at {
             let info = self.view.info(entity);
             let (level, ancestors) = (info.level, info.ancestors);
@@ -279,7 +295,7 @@ impl Rolling {
             }
             let place = self.place(entity);
             self.close_before_change(place);
-            if !self.cells[place as usize].reach().raise(day, register) {
+            if !self.reaches[place as usize].raise(day, register) {
                 return;
             }
             at = self.parent_here(level).map(|parent| ancestors[parent as usize]);
@@ -293,7 +309,12 @@ impl Rolling {
     }
 
     /// Rows that are due are closed before anything of a later tick touches their cell.
+    #[inline]
     fn close_before_change(&mut self, place: u32) {
+        if self.sweep == 0 {
+            // The sweep has been everywhere: nothing is due.
+            return;
+        }
         let cell = &self.cells[place as usize];
         if cell.active && cell.closed < self.due {
             self.close(place, self.due);
@@ -391,7 +412,7 @@ impl Rolling {
         cell.add(pane, stats, panes, &self.grain);
         let time = pane * self.base_us;
         if user_impressions != 0 {
-            cell.reach().count(time.div_euclid(DAY_US), user_impressions);
+            self.reaches[place as usize].count(time.div_euclid(DAY_US), user_impressions);
         }
         if self.spec.cadence.is_some() || self.spec.pane_rows == PaneRows::Emit {
             cell.derived.fatigue.add(
@@ -540,7 +561,8 @@ impl Rolling {
     fn settle_verdicts(&mut self, place: u32, now: i64) {
         let spec = &self.spec;
         let cell = &mut self.cells[place as usize];
-        let frequency = cell.reach_over(now.div_euclid(DAY_US), spec.reach_days).frequency;
+        let frequency =
+            self.reaches[place as usize].over(now.div_euclid(DAY_US), spec.reach_days).frequency;
         let today = (now - 1).div_euclid(DAY_US);
         let verdict = cell.derived.fatigue.assess(&spec.fatigue, today, frequency);
         cell.derived.fatigue.settle(&verdict);
@@ -557,7 +579,7 @@ impl Rolling {
         let panes = &mut self.calendars[usize::from(cell.calendar)].1;
         let windows = cell.read(now, panes, &self.grain);
         let sums = windows[self.widest];
-        let reach = cell.reach_over(now.div_euclid(DAY_US), spec.reach_days);
+        let reach = self.reaches[place as usize].over(now.div_euclid(DAY_US), spec.reach_days);
         // At midnight the day that has just ended is still the newest with anything in it.
         let today = (now - 1).div_euclid(DAY_US);
         let hour = now.div_euclid(HOUR_US);
