@@ -9,7 +9,7 @@ use omnify_decision::control::{Control, Outcome};
 use omnify_operators::model::{EntityKey, Tick};
 
 use super::buffer::{Buffer, Context, batch};
-use super::decisions::codes;
+use super::decisions::{codes, codes_field};
 use super::digest::setting_json;
 use super::entities::{path_fields, path_of_keys, text_field, texts};
 use super::part::{BATCH_ROWS, PartWriter};
@@ -17,10 +17,6 @@ use super::{HistoryError, Table};
 
 /// Bytes of a buffered row of either table, with its strings.
 pub(crate) const SMALL_ROW_BYTES: usize = 512;
-
-fn text_list(name: &str) -> Field {
-    Field::new(name, DataType::List(Arc::new(Field::new("element", DataType::Utf8, false))), false)
-}
 
 /// The columns.
 pub(crate) fn actions_schema() -> SchemaRef {
@@ -38,7 +34,7 @@ pub(crate) fn actions_schema() -> SchemaRef {
         Field::new("desired", DataType::Utf8, true),
         Field::new("before", DataType::Utf8, true),
         Field::new("expires", DataType::Int64, false),
-        text_list("reasons"),
+        codes_field("reasons"),
     ]);
     Arc::new(Schema::new(fields))
 }

@@ -23,7 +23,7 @@ pub(crate) fn window_column(metric: &str, window: &WindowSpec) -> String {
 }
 
 /// The type of a list of codes.
-fn codes_field(name: &str) -> Field {
+pub(crate) fn codes_field(name: &str) -> Field {
     Field::new(name, DataType::List(Arc::new(Field::new("element", DataType::Utf8, false))), false)
 }
 

@@ -24,11 +24,13 @@ mod entities;
 mod error;
 mod events;
 mod features;
+mod leftovers;
 mod manifest;
 mod meta;
 mod part;
 mod read;
 mod row;
+mod summary;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -43,9 +45,10 @@ pub use meta::HistoryMeta;
 pub use read::{
     DecisionRecord, Decisions, EventScan, HistoryReader, Progress, Replay, Ticks, Verification,
 };
+pub use summary::{Summary, TableSummary};
 pub use table::{NO_TENANT, SCHEMA_VERSION, Table};
 pub use ticks::TickRecord;
-pub use writer::{CurrencyOf, HistoryWriter, Summary, TableSummary, WriterOptions};
+pub use writer::{CurrencyOf, HistoryWriter, WriterOptions};
 
 /// The columns of a table in a history of this run.
 pub(crate) fn schema_of(table: Table, meta: &HistoryMeta) -> arrow::datatypes::SchemaRef {

@@ -12,7 +12,6 @@
 //! [`HistoryError::is_disk_full`]) and call again with the same rows. The same input gives the same
 //! files, byte for byte.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,9 +29,11 @@ use super::decisions::{DECISION_BYTES, DecisionBuffer};
 use super::digest::{hex, unhex};
 use super::events::{EVENT_BYTES, EventBuffer};
 use super::features::{EXTRA_BYTES, FEATURE_BYTES, FeatureBuffer};
+use super::leftovers::remove_leftovers;
 use super::manifest::{MANIFEST_FILE, Manifest};
 use super::meta::{CONFIG_FILE, RUN_FILE};
 use super::part::{Disk, FileSystem, replace_file, sync_folder};
+use super::summary::Summary;
 use super::table::{day_of_tick, day_of_us};
 use super::ticks::{TICK_BYTES, TickBuffer};
 use super::{
@@ -70,50 +71,6 @@ impl Default for WriterOptions {
             buffered_bytes_max: 192 << 20,
             commit_rows: 16_000_000,
         }
-    }
-}
-
-/// What a writer has committed.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Summary {
-    /// Totals of each table that has parts.
-    pub tables: BTreeMap<Table, TableSummary>,
-    /// Last closed tick.
-    pub last_tick: Option<Tick>,
-    /// Digest over all decisions, in hex.
-    pub digest: String,
-}
-
-/// Totals of one table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct TableSummary {
-    /// Number of parts.
-    pub files: u64,
-    /// Rows in them.
-    pub rows: u64,
-    /// Bytes on disk.
-    pub bytes: u64,
-    /// Lowest tick.
-    pub first_tick: Tick,
-    /// Highest tick.
-    pub last_tick: Tick,
-}
-
-impl Summary {
-    /// The totals of a manifest.
-    pub fn of(manifest: &Manifest) -> Summary {
-        let mut tables: BTreeMap<Table, TableSummary> = BTreeMap::new();
-        for part in &manifest.parts {
-            let table = tables
-                .entry(part.table)
-                .or_insert(TableSummary { first_tick: Tick::MAX, ..TableSummary::default() });
-            table.files += 1;
-            table.rows += part.rows;
-            table.bytes += part.bytes;
-            table.first_tick = table.first_tick.min(part.first_tick);
-            table.last_tick = table.last_tick.max(part.last_tick);
-        }
-        Summary { tables, last_tick: manifest.last_tick, digest: manifest.digest.clone() }
     }
 }
 
@@ -522,40 +479,4 @@ fn write_manifest(root: &Path, manifest: &Manifest, durable: bool) -> Result<(),
         what: format!("cannot be written: {e}"),
     })?;
     replace_file(&path, &bytes, durable)
-}
-
-/// Removes parts that a crash left outside the manifest, and temporary files.
-fn remove_leftovers(root: &Path, manifest: &Manifest) -> Result<(), HistoryError> {
-    let listed: std::collections::BTreeSet<PathBuf> =
-        manifest.parts.iter().map(|part| root.join(&part.file)).collect();
-    let mut folders: Vec<PathBuf> = Vec::new();
-    for entry in read_folder(root)? {
-        if entry.is_dir() && name_of(&entry).starts_with("table=") {
-            folders.push(entry);
-        } else if name_of(&entry).ends_with(".tmp") {
-            fs::remove_file(&entry).map_err(HistoryError::io("remove", &entry))?;
-        }
-    }
-    while let Some(folder) = folders.pop() {
-        for entry in read_folder(&folder)? {
-            if entry.is_dir() {
-                folders.push(entry);
-            } else if name_of(&entry).ends_with(".parquet.tmp")
-                || (name_of(&entry).ends_with(".parquet") && !listed.contains(&entry))
-            {
-                fs::remove_file(&entry).map_err(HistoryError::io("remove", &entry))?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn name_of(path: &Path) -> &str {
-    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
-}
-
-fn read_folder(folder: &Path) -> Result<Vec<PathBuf>, HistoryError> {
-    fs::read_dir(folder)
-        .and_then(|entries| entries.map(|entry| entry.map(|e| e.path())).collect())
-        .map_err(HistoryError::io("read", folder))
 }

@@ -26,8 +26,7 @@ pub use verify::{Progress, Verification};
 
 use super::manifest::{MANIFEST_FILE, Manifest, Part};
 use super::table::{date_text, day_of_us};
-use super::writer::Summary;
-use super::{HistoryError, HistoryMeta, Table};
+use super::{HistoryError, HistoryMeta, Summary, Table};
 
 /// An open history.
 #[derive(Clone, Debug)]
