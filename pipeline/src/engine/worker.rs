@@ -109,8 +109,9 @@ fn run(
                 sent.push_back(*graph.ticks.time());
             }
         }
-        let idle = state != Fed::Some && backlog.is_empty();
-        if idle && state == Fed::Idle {
+        // Parking with a tick under way would delay it: its progress may need further steps.
+        let under_way = graph.probe.less_than(graph.ticks.time());
+        if state == Fed::Idle && backlog.is_empty() && !under_way {
             worker.step_or_park(Some(PARK));
         } else {
             worker.step();
@@ -156,6 +157,8 @@ fn may_feed(graph: &graph::Graph, sent: &mut VecDeque<Tick>) -> bool {
 impl Workers {
     /// Waits for all workers; reports the first that panicked.
     pub(super) fn join(self) -> anyhow::Result<()> {
+        // Workers that still have something to hand on learn that nobody takes it.
+        drop(self.completed);
         for (index, result) in self.guards.join().into_iter().enumerate() {
             result.map_err(|what| anyhow::anyhow!("worker {index} failed: {what}"))?;
         }
