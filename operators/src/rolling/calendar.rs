@@ -6,6 +6,54 @@ use jiff::{Timestamp, ToSpan as _, tz::TimeZone};
 
 use crate::model::{DAY_US, EventTime, WindowSpec};
 
+/// The panes of every window in one time zone.
+#[derive(Clone, Debug)]
+pub(crate) struct Calendar {
+    pub(crate) zone: Arc<TimeZone>,
+    /// By window.
+    pub(crate) panes: Vec<Panes>,
+    ended: Ended,
+}
+
+/// Which windows have a pane that ends after the start of base pane `from` and not after that of
+/// `until`: (window, the pane that begins last). Entities are closed over the same stretch one
+/// after the other, so the answer is kept.
+#[derive(Clone, Debug, Default)]
+struct Ended {
+    from: i64,
+    until: i64,
+    windows: Vec<(u8, i64)>,
+}
+
+impl Calendar {
+    pub(crate) fn new(windows: &[WindowSpec], zone: Arc<TimeZone>) -> Calendar {
+        let panes = windows.iter().map(|window| Panes::new(window, &zone)).collect();
+        Calendar { zone, panes, ended: Ended::default() }
+    }
+
+    /// Windows with a pane end in `(from, until]` (starts of base panes), each with its pane that
+    /// holds `until`; and all panes.
+    #[inline]
+    pub(crate) fn ended(
+        &mut self,
+        from: i64,
+        until: i64,
+        base_us: i64,
+    ) -> (&[(u8, i64)], &[Panes]) {
+        if (self.ended.from, self.ended.until) != (from, until) {
+            (self.ended.from, self.ended.until) = (from, until);
+            self.ended.windows.clear();
+            for (at, panes) in self.panes.iter_mut().enumerate() {
+                let pane = panes.pane(until * base_us);
+                if from * base_us < pane.from {
+                    self.ended.windows.push((at as u8, pane.number));
+                }
+            }
+        }
+        (&self.ended.windows, &self.panes)
+    }
+}
+
 /// Panes of one kind of window. Panes are numbered without gaps; pane `p` ends where `p + 1` starts.
 ///
 /// The two panes asked for last are remembered: almost every question is about the current one or
@@ -60,12 +108,6 @@ impl Panes {
     #[inline]
     pub(crate) fn of(&mut self, time: EventTime) -> i64 {
         self.pane(time).number
-    }
-
-    /// True when a pane ends after `from` and at or before `until`.
-    #[inline]
-    pub(crate) fn end_between(&mut self, from: EventTime, until: EventTime) -> bool {
-        from < self.pane(until).from
     }
 
     #[inline]

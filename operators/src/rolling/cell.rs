@@ -3,8 +3,8 @@
 use crate::anomaly::AnomalyWatch;
 use crate::estimate::Prior;
 use crate::fatigue::FatigueTracker;
-use crate::model::{EntityId, EntityInfo, EventTime, Level, MAX_WINDOWS, PaneRow, Stats, Tick};
-use crate::rolling::calendar::Panes;
+use crate::model::{EntityId, EntityInfo, EventTime, Level, MAX_WINDOWS, Stats, Tick};
+use crate::rolling::calendar::{Calendar, Panes};
 use crate::rolling::pane_log::PaneLog;
 use crate::spec::FeatureSpec;
 
@@ -93,11 +93,12 @@ pub(super) struct Cell {
     pub(super) active: bool,
     /// Rows are closed for pane ends up to the start of this base pane.
     pub(super) closed: i64,
-    /// The newest base pane, not yet in any window.
+    /// The newest base pane, not yet in any window; `NONE` when everything is.
     open_pane: i64,
     open: Stats,
-    /// Base panes of the newest coarse pane (by its first), not yet in the coarse windows.
-    coarse_pane: i64,
+    /// The base panes before this one, back to the start of their coarse pane, are not yet in the
+    /// coarse windows; `NONE` when everything is.
+    coarse_until: i64,
     coarse: Stats,
     /// Empty when the level of the entity is not kept.
     pub(super) windows: Box<[WindowState]>,
@@ -117,6 +118,9 @@ pub(super) struct Derived {
     pub(super) priors: Option<Priors>,
 }
 
+/// No pane: after every pane there is.
+const NONE: i64 = i64::MAX;
+
 impl Cell {
     pub(super) fn new(info: &EntityInfo, calendar: u16, windows: usize) -> Cell {
         let parent = info.level.parent().map_or(info.id, |level| info.ancestors[level as usize]);
@@ -129,9 +133,9 @@ impl Cell {
             calendar,
             active: false,
             closed: i64::MIN,
-            open_pane: i64::MIN,
+            open_pane: NONE,
             open: Stats::ZERO,
-            coarse_pane: 0,
+            coarse_until: NONE,
             coarse: Stats::ZERO,
             windows: vec![WindowState::default(); windows].into(),
             evaluated: None,
@@ -165,14 +169,21 @@ impl Cell {
 
     /// Moves the open base pane on.
     fn fold(&mut self, panes: &mut [Panes], grain: &Grain) {
-        if self.open.is_empty() {
+        if self.open_pane == NONE {
             return;
         }
         let (pane, open) = (self.open_pane, std::mem::take(&mut self.open));
+        self.open_pane = NONE;
+        if open.is_empty() {
+            return;
+        }
         if grain.ratio > 0 {
-            if pane < self.coarse_pane || pane >= self.coarse_pane + grain.ratio {
+            // Base panes open in ascending order.
+            if pane >= self.coarse_until {
                 self.fold_coarse(panes, grain);
-                self.coarse_pane = pane.div_euclid(grain.ratio) * grain.ratio;
+            }
+            if self.coarse_until == NONE {
+                self.coarse_until = (pane.div_euclid(grain.ratio) + 1) * grain.ratio;
             }
             self.coarse += open;
         }
@@ -180,10 +191,12 @@ impl Cell {
     }
 
     /// Moves the coarse pane into its windows.
+    #[inline(never)]
     fn fold_coarse(&mut self, panes: &mut [Panes], grain: &Grain) {
-        if !self.coarse.is_empty() {
-            let coarse = std::mem::take(&mut self.coarse);
-            self.add_to(true, self.coarse_pane, &coarse, panes, grain);
+        let (pane, coarse) = (self.coarse_until - grain.ratio, std::mem::take(&mut self.coarse));
+        self.coarse_until = NONE;
+        if !coarse.is_empty() {
+            self.add_to(true, pane, &coarse, panes, grain);
         }
     }
 
@@ -213,50 +226,36 @@ impl Cell {
         }
     }
 
-    /// Closes rows for every pane end up to the start of base pane `until`; returns how many, and
-    /// whether a window of slow panes was among them. The caller fills in the tick.
+    /// Closes rows for every pane end up to the start of base pane `until`, each given to `emit` as
+    /// (window, the pane that begins there, sums).
     pub(super) fn close(
         &mut self,
         until: i64,
-        panes: &mut [Panes],
+        calendar: &mut Calendar,
         grain: &Grain,
-        mut emit: impl FnMut(PaneRow),
-        is_slow: impl Fn(usize) -> bool,
-    ) -> (u64, bool) {
-        let (from_us, until_us) = (self.closed * grain.base_us, until * grain.base_us);
+        mut emit: impl FnMut(u8, i64, &Stats, &[Panes]),
+    ) {
         // The open pane is `closed` or older, so it ends at or before `until`; and a pane of a
         // coarse window that ends by then is not before the end of the coarse pane.
-        self.fold(panes, grain);
-        if until >= self.coarse_pane + grain.ratio {
-            self.fold_coarse(panes, grain);
+        self.fold(&mut calendar.panes, grain);
+        if until >= self.coarse_until {
+            self.fold_coarse(&mut calendar.panes, grain);
         }
-        let (mut count, mut slow) = (0, false);
-        for (at, (window, panes)) in self.windows.iter_mut().zip(panes).enumerate() {
-            if !panes.end_between(from_us, until_us) {
-                continue;
-            }
-            let last = panes.of(until_us);
-            let width = panes.count();
-            while window.closed < last {
+        let (ended, panes) = calendar.ended(self.closed, until, grain.base_us);
+        self.closed = until;
+        for (at, last) in ended {
+            let width = panes[usize::from(*at)].count();
+            let window = &mut self.windows[usize::from(*at)];
+            while window.closed < *last {
                 window.closed += 1;
                 window.expire(window.closed - width - 1);
-                if window.is_empty() {
-                    window.closed = last;
-                } else if !window.sum.is_empty() {
-                    count += 1;
-                    slow |= is_slow(at);
-                    emit(PaneRow {
-                        entity: self.entity,
-                        window: at as u8,
-                        window_end: panes.start(window.closed),
-                        sums: window.sum,
-                        tick: 0,
-                    });
+                if !window.sum.is_empty() {
+                    emit(*at, window.closed, &window.sum, panes);
+                } else if window.is_empty() {
+                    window.closed = *last;
                 }
             }
         }
-        self.closed = until;
-        (count, slow)
     }
 
     /// Sums of every window as of `now`; rows must be closed up to it.

@@ -27,11 +27,11 @@ use std::sync::Arc;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
-use self::calendar::Panes;
+use self::calendar::Calendar;
 use self::cell::{Cell, Grain, Priors};
 use crate::estimate::Prior;
 use crate::model::{
-    DAY_US, EntityId, Event, EventKind, FeatureRow, HOUR_US, Level, NO_USER, PaneBatch,
+    DAY_US, EntityId, Event, EventKind, FeatureRow, HOUR_US, Level, NO_USER, PaneBatch, PaneRow,
     RegistryView, Stats, Tick, us_of_tick,
 };
 use crate::reach::{ReachState, Register};
@@ -104,7 +104,7 @@ pub(crate) struct Rolling {
     /// Sketches, apart from the cells as well: every impression of a known user looks here.
     reaches: Vec<ReachState>,
     cells: Vec<Cell>,
-    calendars: Vec<(Arc<TimeZone>, Vec<Panes>)>,
+    calendars: Vec<Calendar>,
     touched: [Vec<u32>; 5],
     strays: Vec<Stray>,
     /// The tick being gathered, and the base pane most of its events fall into.
@@ -246,10 +246,9 @@ impl Rolling {
     }
 
     fn calendar(&mut self, zone: &Arc<TimeZone>) -> u16 {
-        let known = self.calendars.iter().position(|(have, _)| have == zone);
+        let known = self.calendars.iter().position(|calendar| calendar.zone == *zone);
         let at = known.unwrap_or_else(|| {
-            let panes = self.spec.windows.iter().map(|window| Panes::new(window, zone)).collect();
-            self.calendars.push((zone.clone(), panes));
+            self.calendars.push(Calendar::new(&self.spec.windows, zone.clone()));
             self.calendars.len() - 1
         });
         u16::try_from(at).expect("fewer time zones than 65536")
@@ -401,14 +400,14 @@ impl Rolling {
             cell.active = true;
             self.active.push(place);
             cell.closed = cell.closed.max(due).max(pane);
-            cell.skip_closed(&mut self.calendars[usize::from(cell.calendar)].1, &self.grain);
+            cell.skip_closed(&mut self.calendars[usize::from(cell.calendar)].panes, &self.grain);
         }
         self.close_before_change(place);
         if pane > self.cells[place as usize].closed {
             self.close(place, pane);
         }
         let cell = &mut self.cells[place as usize];
-        let panes = &mut self.calendars[usize::from(cell.calendar)].1;
+        let panes = &mut self.calendars[usize::from(cell.calendar)].panes;
         cell.add(pane, stats, panes, &self.grain);
         let time = pane * self.base_us;
         if user_impressions != 0 {
@@ -431,41 +430,44 @@ impl Rolling {
     /// Closes the rows of one cell for every pane end up to the start of base pane `until`.
     fn close(&mut self, place: u32, until: i64) {
         let cell = &mut self.cells[place as usize];
-        let panes = &mut self.calendars[usize::from(cell.calendar)].1;
-        let spec = &self.spec;
+        let calendar = &mut self.calendars[usize::from(cell.calendar)];
+        let (spec, base_us, entity) = (&self.spec, self.base_us, cell.entity);
         let emit = spec.pane_rows == PaneRows::Emit;
         let (due, due_tick, tick) = (self.due, self.due_tick, self.tick);
         let first = self.out.panes.rows.len();
-        let rows = &mut self.out.panes.rows;
-        let base_us = self.base_us;
-        let (closed, slow) = cell.close(
-            until,
-            panes,
-            &self.grain,
-            |mut row| {
-                if emit {
-                    // A pane end is first passed either by the newest swept boundary or right now.
-                    row.tick =
-                        if row.window_end <= due.saturating_mul(base_us) { due_tick } else { tick };
-                    rows.push(row);
-                }
-            },
-            |window| spec.is_slow(window),
-        );
-        self.out.panes_closed += closed;
-        if emit && slow {
-            let tick = self.out.panes.rows[self.out.panes.rows.len() - 1].tick;
-            let now = until * self.base_us;
-            if self.spec.cadence.is_none() {
-                // Nobody evaluates: the rows themselves are the evaluations.
-                self.settle_verdicts(place, now);
+        let out = &mut self.out;
+        let mut slow = false;
+        cell.close(until, calendar, &self.grain, |window, pane, sums, panes| {
+            out.panes_closed += 1;
+            if emit {
+                let at = usize::from(window);
+                let window_end = panes[at].start(pane);
+                // A pane end is first passed either by the newest swept boundary or right now.
+                let tick = if window_end <= due.saturating_mul(base_us) { due_tick } else { tick };
+                out.panes.rows.push(PaneRow { entity, window, window_end, sums: *sums, tick });
+                slow |= spec.is_slow(at);
             }
-            let row = self.row(place, now, tick);
-            let spec = &self.spec;
-            let slow = (first..self.out.panes.rows.len())
-                .filter(|at| spec.is_slow(usize::from(self.out.panes.rows[*at].window)));
-            let features = slow.map(|at| (at as u32, row));
-            self.out.panes.features.extend(features);
+        });
+        if slow {
+            self.attach_features(place, until, first);
+        }
+    }
+
+    /// Gives the rows of slow windows, among those closed from position `first` on, the feature row
+    /// of their entity as of the start of base pane `until`.
+    fn attach_features(&mut self, place: u32, until: i64, first: usize) {
+        let tick = self.out.panes.rows[self.out.panes.rows.len() - 1].tick;
+        let now = until * self.base_us;
+        if self.spec.cadence.is_none() {
+            // Nobody evaluates: the rows themselves are the evaluations.
+            self.settle_verdicts(place, now);
+        }
+        let row = self.row(place, now, tick);
+        let PaneBatch { rows, features } = &mut self.out.panes;
+        for (at, closed) in rows.iter().enumerate().skip(first) {
+            if self.spec.is_slow(usize::from(closed.window)) {
+                features.push((at as u32, row));
+            }
         }
     }
 
@@ -576,7 +578,7 @@ impl Rolling {
         let (ctr_prior, cvr_prior) = self.priors_of(place, tick);
         let spec = &self.spec;
         let cell = &mut self.cells[place as usize];
-        let panes = &mut self.calendars[usize::from(cell.calendar)].1;
+        let panes = &mut self.calendars[usize::from(cell.calendar)].panes;
         let windows = cell.read(now, panes, &self.grain);
         let sums = windows[self.widest];
         let reach = self.reaches[place as usize].over(now.div_euclid(DAY_US), spec.reach_days);
@@ -627,7 +629,7 @@ impl Rolling {
                 self.close(child, boundary);
             }
             let child = &mut self.cells[child as usize];
-            let panes = &mut self.calendars[usize::from(child.calendar)].1;
+            let panes = &mut self.calendars[usize::from(child.calendar)].panes;
             sums.push(child.sums(self.widest, start, panes, &self.grain));
         }
         let rates = |pair: fn(&Stats) -> (i64, i64), fallback| {
