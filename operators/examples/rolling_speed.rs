@@ -67,7 +67,7 @@ fn events(count: u64, skewed: bool, ids: &[EntityId]) -> Vec<Vec<Event>> {
                     // Cubing puts half of all events on an eighth of the creatives.
                     let u = mix.unit();
                     let share = if skewed { u * u * u } else { u };
-                    let click = mix.next() % 100 == 0;
+                    let click = mix.next().is_multiple_of(100);
                     Event {
                         time: from + (n * MINUTE_US as u64 / here) as i64,
                         creative: ids[(share * ids.len() as f64) as usize],

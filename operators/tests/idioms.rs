@@ -404,7 +404,7 @@ fn a_partial_cancellation_is_not_zero() {
 
 /// Runs a collection of (key, delta) updates at times through `build` on one thread and returns
 /// the consolidated changes it put out, ascending by time.
-fn changes<D: differential_dataflow::Data + Ord>(
+fn changes<D: differential_dataflow::Data + Ord + Send>(
     updates: &[(char, Time, Stats)],
     until: Time,
     build: impl for<'scope> FnOnce(
@@ -413,10 +413,7 @@ fn changes<D: differential_dataflow::Data + Ord>(
     + Send
     + Sync
     + 'static,
-) -> Vec<(Time, D, isize)>
-where
-    D: Send,
-{
+) -> Vec<(Time, D, isize)> {
     let updates = updates.to_vec();
     timely::execute_directly(move |worker| {
         let log: Log<(D, Time, isize)> = Rc::default();
