@@ -322,3 +322,28 @@ fn what_cannot_start_says_why() {
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("http.tokens_file"), "{said}");
 }
+
+#[test]
+fn an_engine_that_loses_its_history_ends_and_takes_nothing_more() {
+    let home = tempfile::tempdir().unwrap();
+    let sets = ["history.file_time=100ms", "engine.queue_events=10"];
+    let live = start(config(&sets), home.path());
+    let caller = Caller::new(&live);
+    // A file stands where the first folder of events is to be made.
+    std::fs::write(home.path().join("history/table=events"), "in the way").unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let mut ended = live.ended();
+    for push in 0.. {
+        let (status, _, answer) = caller.push(impressions("acme", 10, push * 10));
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            assert_eq!(answer["error"]["code"], "closed");
+            break;
+        }
+        assert!(Instant::now() < deadline, "it still takes events: {status} {answer}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    live.runtime().block_on(ended.wait_for(|ended| *ended)).unwrap();
+    let error = live.stop().unwrap_err();
+    assert!(error.to_string().contains("table=events"), "{error:#}");
+    assert_eq!(omnify_pipeline::commands::exit_code(&error), 4);
+}

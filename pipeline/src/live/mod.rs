@@ -215,9 +215,12 @@ impl Live {
             .spawn(move || ingest.run(controls))?;
         let (ending, ended) = watch::channel(false);
         let queue_frames = config.engine.queue_frames;
+        let ended_by_itself = stop.clone();
         let engine = std::thread::Builder::new().name("decide".into()).spawn(move || {
             let result = engine::run(spec, view, feeds, queue_frames, wakers, decider);
             ending.send_replace(true);
+            // The ingest loop, which may be waiting for room, must not wait for ever.
+            let _ = ended_by_itself.try_send(());
             result
         })?;
         telemetry::events::Started { version: env!("CARGO_PKG_VERSION") }.emit();

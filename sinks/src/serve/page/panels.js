@@ -11,6 +11,10 @@ export const setCodes = (table) => { codes = table; };
 /** What a code means; an unknown one is shown as it is. */
 export const sentence = (code, table = "reasons") => codes[table]?.[code] ?? code;
 
+/** An entity with the path above it: names repeat from tenant to tenant. */
+const named = (entity) =>
+  h("span", { class: "name", title: entity }, h("b", {}, name(entity)), h("span", { class: "dim path" }, ` ${above(entity)}`));
+
 // ---- pacing -------------------------------------------------------------------------------------
 
 const OBJECTIVES = {
@@ -25,7 +29,7 @@ export function pacing(page) {
   show("pacing-empty", rows.length === 0);
   sync(byId("pacing-list"), rows, (row) => row.entity,
     (row) => h("li", {},
-      h("div", { class: "line" }, h("span", { class: "name", title: row.entity }, h("b", {}, name(row.entity)), h("span", { class: "dim" }, ` ${above(row.entity)}`)), h("span", { class: "pill" })),
+      h("div", { class: "line" }, named(row.entity), h("span", { class: "pill" })),
       h("div", { class: "bar", role: "img" }, h("i", { class: "spent" }), h("i", { class: "plan" })),
       h("div", { class: "line dim" }, h("span", { class: "sums" }), h("span", { class: "goal" }))),
     (element, row) => {
@@ -85,7 +89,7 @@ function decisionItem(item) {
     : null;
   return h("li", {},
     h("div", { class: "line" },
-      h("span", {}, h("span", { class: `pill ${tone}` }, label), " ", h("b", { class: "name", title: item.entity }, name(item.entity))),
+      h("span", {}, h("span", { class: `pill ${tone}` }, label), " ", named(item.entity)),
       h("time", { class: "dim" })),
     h("div", { class: "what" }, wanted ? `${verb(item.kind)} ` : "", difference(item.before, wanted, item.currency),
       cut ? h("span", { class: "dim" }, ` (wanted ${setting(item.proposed, item.currency)})`) : null),
@@ -175,7 +179,7 @@ export const actions = new (class extends Feed {
     sync(byId("action-list"), this.list, (item) => item.id,
       (item) => h("li", {},
         h("div", { class: "line" },
-          h("span", {}, h("span", { class: "pill" }), " ", h("b", { class: "name", title: item.entity }, name(item.entity))),
+          h("span", {}, h("span", { class: "pill" }), " ", named(item.entity)),
           h("time", { class: "dim" })),
         h("div", { class: "what" }, `${verb(item.kind)} `, difference(item.before, item.desired, item.currency)),
         h("p", { class: "detail" })),
@@ -185,7 +189,8 @@ export const actions = new (class extends Feed {
         text(pill, label);
         attribute(pill, "class", `pill ${tone}`);
         text(element.querySelector("time"), ago(item.tick, tick ?? item.tick));
-        const took = item.effective ? `the platform made it ${setting(item.effective, item.currency)}` : null;
+        const [asked, got] = [setting(item.desired, item.currency), setting(item.effective, item.currency)];
+        const took = got && got !== asked ? `the platform made it ${got}` : null;
         const detail = [item.detail, took].filter(has).join("; ");
         text(element.querySelector(".detail"), detail);
         show(element.querySelector(".detail"), detail !== "");
@@ -219,8 +224,10 @@ export function fatigue(page) {
       const pill = element.querySelector(".pill");
       text(pill, forecast(state));
       attribute(pill, "class", `pill ${tone(state)}`);
+      const frequency = row.reach?.frequency;
+      const seen = has(frequency) ? ` · seen ${frequency.toFixed(1)}× per person` : "";
       text(element.querySelector(".facts"),
-        `CTR ${signedPercent(has(state.ratio) ? state.ratio - 1 : null)} against its own baseline ${percent(state.baseline_ctr)} · ${percent(state.probability, 0)} likely worn out · seen ${row.reach?.frequency?.toFixed(1) ?? "–"}× per person · ${count(row.ctr?.trials)} impressions`);
+        `CTR ${signedPercent(has(state.ratio) ? state.ratio - 1 : null)} against its own baseline ${percent(state.baseline_ctr)} · ${percent(state.probability, 0)} likely worn out${seen} · ${count(row.ctr?.trials)} impressions`);
       spark(element.querySelector(".spark"), row.spark?.ctr ?? []);
     });
 }
