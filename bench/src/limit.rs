@@ -19,8 +19,9 @@ use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderB
 /// Panes of the one-hour window.
 const PANES: usize = 60;
 
+/// Panes lie by slot, then entity: a pane end is one pass over neighbouring memory.
 struct Rolling {
-    panes: Vec<[Stats; PANES]>,
+    panes: [Vec<Stats>; PANES],
     sums: Vec<Stats>,
     newest: i64,
     closed: u64,
@@ -28,7 +29,8 @@ struct Rolling {
 
 impl Rolling {
     fn new() -> Rolling {
-        Rolling { panes: Vec::new(), sums: Vec::new(), newest: i64::MIN, closed: 0 }
+        let panes = std::array::from_fn(|_| Vec::new());
+        Rolling { panes, sums: Vec::new(), newest: i64::MIN, closed: 0 }
     }
 
     fn advance(&mut self, minute: i64) {
@@ -38,10 +40,9 @@ impl Rolling {
         while self.newest < minute {
             self.closed += self.sums.iter().filter(|sums| !sums.is_empty()).count() as u64;
             self.newest += 1;
-            let slot = self.newest.rem_euclid(PANES as i64) as usize;
-            for (panes, sums) in self.panes.iter_mut().zip(&mut self.sums) {
-                *sums -= panes[slot];
-                panes[slot] = Stats::ZERO;
+            let leaving = &mut self.panes[self.newest.rem_euclid(PANES as i64) as usize];
+            for (pane, sums) in leaving.iter_mut().zip(&mut self.sums) {
+                *sums -= std::mem::take(pane);
             }
         }
     }
@@ -49,10 +50,10 @@ impl Rolling {
     #[inline]
     fn add(&mut self, entity: usize, slot: usize, delta: Stats) {
         if entity >= self.sums.len() {
-            self.panes.resize(entity + 1, [Stats::ZERO; PANES]);
             self.sums.resize(entity + 1, Stats::ZERO);
+            self.panes.iter_mut().for_each(|pane| pane.resize(entity + 1, Stats::ZERO));
         }
-        self.panes[entity][slot] += delta;
+        self.panes[slot][entity] += delta;
         self.sums[entity] += delta;
     }
 }
