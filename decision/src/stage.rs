@@ -374,6 +374,8 @@ impl Stage {
             let id = campaign.info.ancestors[Level::Account as usize];
             let Some(account) = self.accounts.get(&id) else { continue };
             let wanted_us = match campaign.resumes_us() {
+                // A row of this very tick was decided on already.
+                _ if campaign.looked == tick => us_of_tick(tick).saturating_add(review_us),
                 Some(resumes_us) => resumes_us,
                 None if us_of_tick(tick) - account.heard_us > late_us => continue,
                 None => us_of_tick(campaign.looked).saturating_add(review_us),

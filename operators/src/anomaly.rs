@@ -90,12 +90,19 @@ impl Detector {
         if self.seen == 1 {
             (self.slow, self.fast, self.previous) = (value, value, value);
         }
-        let residuals =
-            [value - self.slow, self.fast - self.slow, value - self.previous].map(f64::abs);
+        // A jump back toward the usual ends an episode; it is not the onset of another.
+        let away = (value - self.slow).abs() > (self.previous - self.slow).abs();
+        let jump = if away { value - self.previous } else { 0.0 };
+        let residuals = [value - self.slow, self.fast - self.slow, jump].map(f64::abs);
+        // One wild value must not linger in the fast mean; a lasting shift still moves it.
+        let usual = match self.seen <= spec.warmup {
+            true => f64::INFINITY,
+            false => self.tails[0].threshold + EXCESS_CAP * self.tails[0].excess,
+        };
         let score: f64 =
             self.tails.iter_mut().zip(residuals).map(|(tail, r)| tail.score(r, t)).sum();
         self.slow += (1.0 / t).max(SLOW) * (value - self.slow);
-        self.fast += FAST * (value - self.fast);
+        self.fast += FAST * (value.clamp(self.slow - usual, self.slow + usual) - self.fast);
         self.previous = value;
         let onset = self.seen > spec.warmup && score > self.peak;
         self.peak = if self.seen > spec.warmup { score.max(FADE * self.peak) } else { 0.0 };
@@ -179,6 +186,13 @@ mod tests {
         let alarms =
             (0..20).filter(|n| detector.score(8.0 + noise(*n), &spec) >= spec.alarm_score).count();
         assert!((1..=3).contains(&alarms), "{alarms}");
+        // A single spike alarms once, and not again when it is over.
+        let mut spike = Detector::default();
+        for n in 0..500 {
+            spike.score(noise(n), &spec);
+        }
+        assert!(spike.score(8.0, &spec) >= spec.alarm_score);
+        assert!((0..10).all(|n| spike.score(noise(n), &spec) < spec.alarm_score));
     }
 
     #[test]
