@@ -254,7 +254,7 @@ pub struct Guardrails {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AccountDefaults {
-    /// Currency of accounts that are not listed under [[accounts]].
+    /// Currency of accounts that are not listed under `[[accounts]]`.
     pub currency: String,
     /// Time zone of the calendar day of accounts that are not listed, as in the IANA database.
     pub time_zone: String,
