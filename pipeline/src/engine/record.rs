@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use omnify_decision::action::{Action, Decision};
@@ -92,8 +92,9 @@ const TICKS_MAX: usize = 65_536;
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Wait between two tries at a disk that refuses.
 const RETRY: Duration = Duration::from_millis(500);
-/// Tries before a recorder gives up: a minute of a full disk.
-const TRIES_MAX: u64 = 120;
+/// A recorder gives up when the disk has refused for this long. The bound is time, not tries: a try
+/// encodes a whole part again.
+const REFUSED_MAX: Duration = Duration::from_secs(60);
 
 impl Recorder {
     /// Starts the thread. Up to `rows_max` rows may wait, or one tick of more. Files are closed at
@@ -221,6 +222,7 @@ impl Recording {
         &mut self,
         mut step: impl FnMut(&mut HistoryWriter) -> Result<T, HistoryError>,
     ) -> Result<T, HistoryError> {
+        let mut refused: Option<Instant> = None;
         loop {
             match step(&mut self.writer) {
                 Ok(done) => {
@@ -236,7 +238,8 @@ impl Recording {
                         }
                         .emit();
                     }
-                    if !error.is_disk_full() || tries >= TRIES_MAX {
+                    let since = refused.get_or_insert_with(clock::instant);
+                    if !error.is_disk_full() || since.elapsed() >= REFUSED_MAX {
                         return Err(error);
                     }
                     std::thread::sleep(RETRY);
