@@ -373,6 +373,11 @@ fn outputs(config: &Config, check: &mut Check) {
         "history.zstd_level",
         "must lie between 1 and 22",
     );
+    let state = &config.state;
+    check.require(!state.dir.is_empty(), "state.dir", "is empty; name a folder");
+    check.span("state.snapshot_every", state.snapshot_every);
+    check.require(state.snapshots_kept >= 2, "state.snapshots_kept", "must be at least 2");
+    check.at_least_one("state.queue_journal", state.queue_journal);
     if config.http.listen.parse::<SocketAddr>().is_err() {
         let message = "is not ADDRESS:PORT; for example 127.0.0.1:8080, or [::]:8080 for everyone";
         check.problem("http.listen", format!("`{}` {message}", config.http.listen));

@@ -35,6 +35,8 @@ pub struct Config {
     pub executor: Executor,
     /// The Parquet history.
     pub history: History,
+    /// What survives a crash.
+    pub state: State,
     /// The page and the API.
     pub http: Http,
     /// The broker.
@@ -284,8 +286,8 @@ pub struct Executor {
 pub struct History {
     /// Write the Parquet history.
     pub enabled: bool,
-    /// Its folder. `omnify run` makes a folder of its own in it at each start, as windows begin empty
-    /// then.
+    /// Its folder. `omnify run` goes on with the newest history in it, and begins another where the
+    /// configuration has changed.
     pub dir: String,
     /// Rows after which a file is closed.
     pub rows_per_file: usize,
@@ -295,6 +297,30 @@ pub struct History {
     pub file_time: Span,
     /// Level of zstd: 1 keeps up with the engine, higher is smaller.
     pub zstd_level: i32,
+}
+
+/// Section `[state]`: what survives a crash.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct State {
+    /// Keep a journal and snapshots, so that `omnify run` goes on where it was when it was killed.
+    pub enabled: bool,
+    /// Folder of the journal, the snapshots and the ledger of actions.
+    pub dir: String,
+    /// Time between two snapshots: a restart replays at most about this much of the journal.
+    pub snapshot_every: Span,
+    /// Snapshots kept: with two, a damaged one costs nothing but time.
+    pub snapshots_kept: usize,
+    /// Size at which a segment of the journal is closed.
+    pub journal_segment: Size,
+    /// Journal kept beyond what a restart needs, by size; the oldest goes first.
+    pub journal_bytes_max: Size,
+    /// Journal kept beyond what a restart needs, by age.
+    pub journal_age_max: Span,
+    /// Closed ticks that may wait for the journal; a full queue slows the sources down.
+    pub queue_journal: usize,
+    /// Longest time that a stop waits for the last snapshot; the journal is complete in any case.
+    pub stop_within: Span,
 }
 
 /// Section `[http]`: the page and the API.

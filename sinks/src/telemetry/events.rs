@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use metrics::{counter, gauge, histogram};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, info, trace, warn};
 
 use super::names::Metric;
 
@@ -262,6 +262,93 @@ impl HistoryFailed<'_> {
     }
 }
 
+/// A group of ticks is on disk.
+#[derive(Clone, Copy, Debug)]
+pub struct JournalCommitted {
+    /// Ticks of the group.
+    pub ticks: usize,
+    /// Time to write and sync it.
+    pub took: Duration,
+}
+
+impl JournalCommitted {
+    /// Logs and counts.
+    pub fn emit(self) {
+        histogram!(Metric::JournalCommit.name()).record(self.took.as_secs_f64());
+        trace!(ticks = self.ticks, took = ?self.took, "journal committed");
+    }
+}
+
+/// The journal could not be written.
+#[derive(Clone, Copy)]
+pub struct JournalFailed<'a> {
+    /// What went wrong.
+    pub error: &'a dyn std::fmt::Display,
+}
+
+impl JournalFailed<'_> {
+    /// Logs and counts.
+    pub fn emit(self) {
+        counter!(Metric::JournalErrors.name()).increment(1);
+        error!(error = %self.error, "the journal cannot be written; nothing is acknowledged");
+    }
+}
+
+/// A snapshot was committed.
+#[derive(Clone, Copy, Debug)]
+pub struct SnapshotTaken {
+    /// Its tick.
+    pub tick: u64,
+    /// Its size.
+    pub bytes: u64,
+    /// From its tick to its commit.
+    pub took: Duration,
+}
+
+impl SnapshotTaken {
+    /// Logs and counts.
+    pub fn emit(self) {
+        counter!(Metric::Snapshots.name(), "result" => "committed").increment(1);
+        gauge!(Metric::SnapshotTick.name()).set(self.tick as f64 / 1e3);
+        gauge!(Metric::SnapshotBytes.name()).set(self.bytes as f64);
+        debug!(tick = self.tick, bytes = self.bytes, took = ?self.took, "snapshot committed");
+    }
+}
+
+/// A snapshot was given up; the next one is tried at its time.
+#[derive(Clone, Copy)]
+pub struct SnapshotFailed<'a> {
+    /// Its tick.
+    pub tick: u64,
+    /// What went wrong.
+    pub error: &'a dyn std::fmt::Display,
+}
+
+impl SnapshotFailed<'_> {
+    /// Logs and counts.
+    pub fn emit(self) {
+        counter!(Metric::Snapshots.name(), "result" => "failed").increment(1);
+        error!(tick = self.tick, error = %self.error, "snapshot given up");
+    }
+}
+
+/// The engine cannot keep up, or can again.
+#[derive(Clone, Copy, Debug)]
+pub struct OverloadChanged {
+    /// The level now.
+    pub level: u8,
+    /// How far decisions are behind the clock.
+    pub lag: Duration,
+}
+
+impl OverloadChanged {
+    /// Logs and counts.
+    pub fn emit(self) {
+        gauge!(Metric::Overload.name()).set(f64::from(self.level));
+        warn!(level = self.level, lag = ?self.lag, "overload level changed");
+    }
+}
+
 /// Invariant violations since the last emission.
 #[derive(Clone, Copy, Debug)]
 pub struct InvariantViolated {
@@ -370,6 +457,11 @@ mod tests {
             QueueFull { queue: "intake", count: 1 }.emit();
             HistoryWritten { table: "events", rows: 10, bytes: 999 }.emit();
             HistoryFailed { table: "events", error: &"disk full" }.emit();
+            JournalCommitted { ticks: 3, took: Duration::from_micros(300) }.emit();
+            JournalFailed { error: &"disk full" }.emit();
+            SnapshotTaken { tick: 9, bytes: 10, took: Duration::from_millis(30) }.emit();
+            SnapshotFailed { tick: 9, error: &"disk full" }.emit();
+            OverloadChanged { level: 1, lag: Duration::from_millis(150) }.emit();
             InvariantViolated { invariant: "conservation", count: 1 }.emit();
             KafkaDelivered { count: 1 }.emit();
             KafkaFailed { class: "timeout", error: &"no broker" }.emit();

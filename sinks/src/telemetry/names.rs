@@ -85,6 +85,18 @@ pub enum Metric {
     HistoryFiles,
     /// Writes to history that failed, by table.
     HistoryErrors,
+    /// Time to write and sync one group of ticks.
+    JournalCommit,
+    /// Commits of the journal that failed.
+    JournalErrors,
+    /// Snapshots, by result.
+    Snapshots,
+    /// Seconds since the epoch of the newest committed snapshot.
+    SnapshotTick,
+    /// Size of the newest committed snapshot.
+    SnapshotBytes,
+    /// Overload level: 0 normal, 1 coarser ticks, 2 cold entities later, 3 hot entities first.
+    Overload,
     /// Violations of an invariant; anything above zero is a bug.
     InvariantViolations,
     /// Actions that the broker acknowledged.
@@ -121,6 +133,12 @@ impl Metric {
         Metric::HistoryBytes,
         Metric::HistoryFiles,
         Metric::HistoryErrors,
+        Metric::JournalCommit,
+        Metric::JournalErrors,
+        Metric::Snapshots,
+        Metric::SnapshotTick,
+        Metric::SnapshotBytes,
+        Metric::Overload,
         Metric::InvariantViolations,
         Metric::KafkaDelivered,
         Metric::KafkaErrors,
@@ -299,6 +317,54 @@ impl Metric {
                 unit: Some(Count),
                 help: "Writes to history that failed, by table.",
                 labels: &["table"],
+                buckets: NONE,
+            },
+            Metric::JournalCommit => Description {
+                name: "omnify_journal_commit_seconds",
+                kind: Histogram,
+                unit: Some(Seconds),
+                help: "Time to write and sync one group of ticks.",
+                labels: &[],
+                buckets: FAST_SECONDS,
+            },
+            Metric::JournalErrors => Description {
+                name: "omnify_journal_errors_total",
+                kind: Counter,
+                unit: Some(Count),
+                help: "Commits of the journal that failed.",
+                labels: &[],
+                buckets: NONE,
+            },
+            Metric::Snapshots => Description {
+                name: "omnify_snapshots_total",
+                kind: Counter,
+                unit: Some(Count),
+                help: "Snapshots, by result.",
+                labels: &["result"],
+                buckets: NONE,
+            },
+            Metric::SnapshotTick => Description {
+                name: "omnify_snapshot_time_seconds",
+                kind: Gauge,
+                unit: Some(Seconds),
+                help: "Seconds since the epoch of the newest committed snapshot.",
+                labels: &[],
+                buckets: NONE,
+            },
+            Metric::SnapshotBytes => Description {
+                name: "omnify_snapshot_bytes",
+                kind: Gauge,
+                unit: Some(Bytes),
+                help: "Size of the newest committed snapshot.",
+                labels: &[],
+                buckets: NONE,
+            },
+            Metric::Overload => Description {
+                name: "omnify_overload_level",
+                kind: Gauge,
+                unit: None,
+                help: "Overload level: 0 normal, 1 coarser ticks, 2 cold entities later, 3 hot entities first.",
+                labels: &[],
                 buckets: NONE,
             },
             Metric::InvariantViolations => Description {
