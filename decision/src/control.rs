@@ -78,4 +78,10 @@ pub enum Control {
         /// The tenant, or `None` for the global kill.
         tenant: Option<String>,
     },
+    /// How far evaluations are put off from this tick on, because the engine cannot keep up: 0 not
+    /// at all. Recorded, as it decides which rows the stage sees.
+    Calm {
+        /// The overload level.
+        level: u8,
+    },
 }

@@ -205,6 +205,8 @@ impl Stage {
             Control::Resume { tenant } => {
                 self.killed.remove(tenant);
             }
+            // The graph has heeded it; the stage decides on whatever rows come.
+            Control::Calm { .. } => {}
             Control::Model { model, .. } => match ClickModel::from_json(model) {
                 Ok(model) => {
                     let model = Arc::new(model);
