@@ -27,6 +27,11 @@ pub struct Push {
     pub format: PushFormat,
     /// Whose events may be in it: an event of a tenant outside the scope is a bad row.
     pub scope: Scope,
+    /// The sender's name for this body: sent again under the same name, it is not taken again but
+    /// answered as before.
+    pub key: Option<String>,
+    /// Refuse the whole body when a row of it is bad, instead of setting that row aside.
+    pub strict: bool,
 }
 
 /// What became of a push whose rows are all read. Bad rows are in the dead letters with a reason.
@@ -40,7 +45,7 @@ pub struct Accepted {
     pub ignored: u64,
 }
 
-/// Why a push was not taken in. Nothing of it was.
+/// Why a push was not taken in. Nothing of it was, unless it is [`PushError::Unknown`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PushError {
     /// The body as a whole cannot be read.
@@ -60,6 +65,9 @@ pub enum PushError {
     /// The engine is shutting down, or has no push source configured.
     #[error("no events are taken in: {0}")]
     Closed(String),
+    /// It was taken in, but the engine ended before it was known to be on disk.
+    #[error("it is not known whether the events were taken in: {0}")]
+    Unknown(String),
 }
 
 /// The answer of [`Ingest::push`].

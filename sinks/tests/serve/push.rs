@@ -25,6 +25,13 @@ impl Ingest for Echo {
                 b"closed" => Err(PushError::Closed("shutting down".into())),
                 b"bad" => Err(PushError::Malformed { row: 2, reason: "no kind".into() }),
                 b"slow" => std::future::pending().await,
+                b"key" => {
+                    let key = push.key.unwrap_or_default();
+                    Ok(Accepted { accepted: key.len() as u64, ..Accepted::default() })
+                }
+                b"strict" => {
+                    Ok(Accepted { ignored: u64::from(push.strict), ..Accepted::default() })
+                }
                 body => {
                     let lines = u64::try_from(body.split(|byte| *byte == b'\n').count()).unwrap();
                     let ndjson = push.format == PushFormat::Ndjson;
@@ -145,5 +152,50 @@ async fn bids_are_answered() {
         let request = Request::post(path).header(header::CONTENT_TYPE, JSON);
         let request = request.body(Body::from(r#"{"key": "acme"}"#)).unwrap();
         assert_eq!(reply(&none, request).await.status, StatusCode::SERVICE_UNAVAILABLE);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_of_any_length_is_taken_in_pieces_of_whole_lines() {
+    let line = format!("{}\n", "x".repeat(99));
+    let body = line.repeat(95);
+    let taken = post("/v1/events", NDJSON, body.clone()).await;
+    assert_eq!(taken.status, StatusCode::ACCEPTED);
+    // Ten pieces; the echo counts one line more for each, behind its last line break.
+    assert_eq!(taken.json()["accepted"], 95 + 10);
+    assert_eq!(taken.json()["ignored"], 10);
+    let broken = format!("{body}{}", "y".repeat(1_001));
+    let refused = post("/v1/events", NDJSON, broken).await;
+    assert_eq!(refused.status, StatusCode::PAYLOAD_TOO_LARGE, "{:?}", refused.json());
+    let document = post("/v1/events", JSON, body).await;
+    assert_eq!(document.status, StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+#[tokio::test]
+async fn a_body_has_the_name_its_sender_gives_it() {
+    let send = |key: &'static str| async move {
+        let request = Request::post("/v1/events")
+            .header(header::CONTENT_TYPE, NDJSON)
+            .header("Idempotency-Key", key);
+        reply(&app(), request.body(Body::from("key")).unwrap()).await
+    };
+    let named = send("batch-7").await;
+    assert_eq!((named.status, &named.json()["accepted"]), (StatusCode::ACCEPTED, &7.into()));
+    assert_eq!(send("a#1").await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(send("").await.status, StatusCode::BAD_REQUEST);
+    let unnamed = post("/v1/events", NDJSON, "key").await;
+    assert_eq!(unnamed.json()["accepted"], 0);
+}
+
+#[tokio::test]
+async fn zstd_bodies_are_read_and_strictness_is_passed_on() {
+    let body = zstd::encode_all(&b"{}\n{}\n{}"[..], 1).unwrap();
+    let request = Request::post("/v1/events")
+        .header(header::CONTENT_TYPE, NDJSON)
+        .header(header::CONTENT_ENCODING, "zstd");
+    let taken = reply(&app(), request.body(Body::from(body)).unwrap()).await;
+    assert_eq!(taken.json()["accepted"], 3);
+    for (path, ignored) in [("/v1/events?strict=true", 1), ("/v1/events", 0)] {
+        assert_eq!(post(path, NDJSON, "strict").await.json()["ignored"], ignored);
     }
 }
