@@ -262,7 +262,12 @@ fn engine(config: &Config, check: &mut Check) {
 
 fn validation(config: &Config, check: &mut Check) {
     let validation = &config.validation;
-    check.at_least_one("validation.dedup_reports_max", validation.dedup_reports_max);
+    check.require(
+        validation.dedup_ids_max >= 2,
+        "validation.dedup_ids_max",
+        "must be at least 2; two generations of ids are kept",
+    );
+    check.span("validation.restatement_horizon", validation.restatement_horizon);
     check.require(
         validation.line_bytes_max.bytes() >= 1024,
         "validation.line_bytes_max",

@@ -123,8 +123,11 @@ pub struct Validation {
     pub entity_grace: Span,
     /// How long an event id is remembered to refuse its repetition.
     pub dedup_horizon: Span,
-    /// Report rows remembered to refuse exact repetitions; beyond it the oldest are forgotten.
-    pub dedup_reports_max: usize,
+    /// Event ids remembered by all workers together; the older half is forgotten earlier when more
+    /// come.
+    pub dedup_ids_max: u64,
+    /// Report rows about intervals that ended longer ago are refused.
+    pub restatement_horizon: Span,
     /// Tenants that may send; empty means any.
     pub tenants: Vec<String>,
     /// Longest accepted line of a text file or push; longer ones go to dead letters.

@@ -14,7 +14,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use omnify_operators::graph;
+use omnify_operators::graph::{self, Mark};
 use omnify_operators::model::{
     DAY_US, EntityId, EntityKey, Event, EventKind, Level, MINUTE_US, NO_ID, NO_USER, Registry,
     RegistryView, Stats, tick_of_us,
@@ -105,7 +105,7 @@ fn run(case: &'static str, batches: Vec<Vec<Event>>, registry: &Arc<Registry>) {
         for (at, mut batch) in batches.into_iter().enumerate() {
             let tick = tick_of_us(START_US + (at as i64 + 1) * MINUTE_US);
             graph.advance_to(tick);
-            graph.ticks.send(at == last);
+            graph.ticks.send(Mark { last: at == last, ..Mark::default() });
             graph.events.send_batch(&mut batch);
             graph.advance_to(tick + 1);
             worker.step_while(|| graph.probe.less_equal(&tick));

@@ -45,7 +45,7 @@ impl Default for FatigueSpec {
 }
 
 /// Days remembered.
-const MEMORY_DAYS: i64 = 28;
+pub(crate) const MEMORY_DAYS: i64 = 28;
 /// Days the slope is fitted over.
 const SLOPE_DAYS: i64 = 14;
 /// A fall too slow to matter within a year is no forecast but the noise of the slope.
@@ -112,6 +112,11 @@ impl FatigueTracker {
             self.days.insert(at, DayCount { day, impressions: 0, clicks: 0 });
         }
         &mut self.days[at]
+    }
+
+    /// Bytes on the heap.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        self.days.capacity() * size_of::<DayCount>()
     }
 
     fn all(&self) -> impl Iterator<Item = &DayCount> {

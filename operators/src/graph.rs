@@ -1,16 +1,21 @@
 //! The one place where operators are composed into a dataflow.
 //!
 //! ```text
+//! ticks ──broadcast──► announce ◄─exchange(shard)─ restore
+//!                         └─► (all)
 //! reports ─exchange(creative's campaign)─► restate ─┐
 //! events ──exchange(creative's campaign)────────────┴► features ─exchange(account, tenant)─► rollup ─► probe
-//! ticks ───broadcast──────────────────────────────────►(all)
 //! ```
 //!
 //! The dataflow timestamp is the tick. Every closed tick is announced on the `ticks` input, with
 //! or without data, and each operator works through the announced ticks in order once the frontier
 //! has passed them. What leaves the graph (feature rows, closed pane rows, accepted and refused
-//! events) is put into the worker's [`Outbox`] under its tick, and is complete when the probe has
-//! passed that tick.
+//! events, exported state) is put into the worker's [`Outbox`] under its tick, and is complete when
+//! the probe has passed that tick.
+//!
+//! State that was exported before enters at the first tick, on the `restore` input. `announce`
+//! hands a tick on when the items of that tick have been dealt out, so every operator finds its own
+//! in the worker's inbox.
 //!
 //! The arrangement count of this graph is zero: state is dense and our own, for the reason measured
 //! in ARCHITECTURE.md. The pure-differential form is in [`crate::reference`].
@@ -20,119 +25,131 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::{Exchange, Pipeline};
 use timely::dataflow::operators::generic::operator::Operator;
+use timely::dataflow::operators::vec::Map;
 use timely::dataflow::operators::vec::broadcast::Broadcast;
-use timely::dataflow::operators::{Capability, Probe, probe};
+use timely::dataflow::operators::{Capability, Concat, Probe, probe};
 use timely::dataflow::{InputHandle, Scope};
 use timely::progress::frontier::MutableAntichain;
 
-use crate::intake::{Intake, Refusal};
-use crate::model::{EntityId, Event, FeatureRow, Level, PaneBatch, RegistryView, ReportRow, Tick};
+use crate::intake::Intake;
+use crate::model::{EntityId, Event, Level, RegistryView, ReportRow, Tick, us_of_tick};
+pub use crate::part::{Mark, Outbox, Part};
 use crate::restate::Restate;
 use crate::rolling::{Rolling, Up};
 use crate::spec::FeatureSpec;
+use crate::state::{StateItem, StatePart, Stateful, chunk_bytes};
 
-/// Everything one worker's graph put out at one tick.
-#[derive(Clone, Debug, Default)]
-pub struct Part {
-    /// The tick.
-    pub tick: Tick,
-    /// Rows of evaluated entities, unordered.
-    pub rows: Vec<FeatureRow>,
-    /// Rows closed at pane ends (empty when the spec only counts them).
-    pub panes: Vec<PaneBatch>,
-    /// Number of rows closed.
-    pub panes_closed: u64,
-    /// Accepted events (empty unless the spec asks for them).
-    pub events: Vec<Vec<Event>>,
-    /// Events featured at this tick.
-    pub featured: u64,
-    /// Report rows taken at this tick; what they changed is among `events`.
-    pub reports: u64,
-    /// Events that report rows became; the other rows of `reports` changed nothing.
-    pub restated: u64,
-    /// Events refused at this tick.
-    pub refused: Vec<(Event, Refusal)>,
-    /// Events still held after this tick.
-    pub held: u64,
-}
-
-/// Where a worker's graph leaves its output, by tick.
-#[derive(Clone, Default)]
-pub struct Outbox(Rc<RefCell<BTreeMap<Tick, Part>>>);
-
-impl Outbox {
-    fn with(&self, tick: Tick, f: impl FnOnce(&mut Part)) {
-        let mut parts = self.0.borrow_mut();
-        f(parts.entry(tick).or_insert_with(|| Part { tick, ..Part::default() }));
-    }
-
-    /// Takes the oldest part if `complete` says that its tick is complete.
-    pub fn pop(&self, complete: impl FnOnce(Tick) -> bool) -> Option<Part> {
-        let mut parts = self.0.borrow_mut();
-        let oldest = parts.first_entry().filter(|entry| complete(*entry.key()))?;
-        Some(oldest.remove())
-    }
-}
+/// An input of the graph.
+pub type Input<D> = InputHandle<Tick, CapacityContainerBuilder<Vec<D>>>;
 
 /// A worker's ends of the graph.
 pub struct Graph {
     /// Events; send only at ticks that are announced.
-    pub events: InputHandle<Tick, timely::container::CapacityContainerBuilder<Vec<Event>>>,
+    pub events: Input<Event>,
     /// Report rows; send only at ticks that are announced.
-    pub reports: InputHandle<Tick, timely::container::CapacityContainerBuilder<Vec<ReportRow>>>,
-    /// Announced ticks; `true` for the last one ever. Any worker may announce a tick.
-    pub ticks: InputHandle<Tick, timely::container::CapacityContainerBuilder<Vec<bool>>>,
+    pub reports: Input<ReportRow>,
+    /// Announced ticks. Any worker may announce a tick.
+    pub ticks: Input<Mark>,
+    /// Exported state, at the first tick only, which is announced with [`Mark::restored`]. Any
+    /// worker may send any item; nothing is taken after the first tick.
+    pub restore: Input<StateItem>,
     /// Passes a tick when its part is complete on this worker.
     pub probe: probe::Handle<Tick>,
     /// The output.
     pub outbox: Outbox,
+    intake: Rc<RefCell<Intake>>,
+    restate: Rc<RefCell<Restate>>,
     lower: Rc<RefCell<Rolling>>,
     upper: Rc<RefCell<Rolling>>,
 }
 
 impl Graph {
-    /// Bytes of feature state on the heap of this worker (sketches and trackers not counted).
+    /// Bytes of state on the heap of this worker, apart from what the allocator adds.
     pub fn heap_bytes(&self) -> usize {
-        self.lower.borrow().heap_bytes() + self.upper.borrow().heap_bytes()
+        self.lower.borrow().heap_bytes()
+            + self.upper.borrow().heap_bytes()
+            + self.intake.borrow().heap_bytes()
+            + self.restate.borrow().heap_bytes()
+    }
+
+    /// Entities that this worker keeps features of.
+    pub fn cells(&self) -> usize {
+        self.lower.borrow().live_cells() + self.upper.borrow().live_cells()
     }
 
     /// Promises that nothing before `tick` will be sent by this worker.
     pub fn advance_to(&mut self, tick: Tick) {
+        let first = *self.restore.time();
+        if tick > first {
+            // Only the first tick restores; afterwards nobody waits for this input.
+            self.restore.advance_to(if first == 0 { tick } else { Tick::MAX });
+        }
         self.events.advance_to(tick);
         self.reports.advance_to(tick);
         self.ticks.advance_to(tick);
     }
 }
 
-/// Data and announcements waiting for their tick to be complete.
-struct ByTick<D> {
-    data: BTreeMap<Tick, Vec<Vec<D>>>,
-    announced: BTreeMap<Tick, (Capability<Tick>, bool)>,
+/// Announcements waiting for their tick to be complete.
+#[derive(Default)]
+struct Announced(BTreeMap<Tick, (Capability<Tick>, Mark)>);
+
+impl Announced {
+    fn add(&mut self, capability: Capability<Tick>, marks: &[Mark]) {
+        let entry = self.0.entry(*capability.time()).or_insert((capability, Mark::default()));
+        entry.1 = marks.iter().fold(entry.1, |all, mark| all.merge(*mark));
+    }
+
+    /// The oldest announced tick that both frontiers have passed.
+    fn pop(&mut self, frontiers: [&MutableAntichain<Tick>; 2]) -> Option<(Capability<Tick>, Mark)> {
+        let oldest = self.0.first_entry()?;
+        let open = frontiers.iter().any(|frontier| frontier.less_equal(oldest.key()));
+        (!open).then(|| oldest.remove())
+    }
 }
 
-impl<D> ByTick<D> {
-    fn new() -> ByTick<D> {
-        ByTick { data: BTreeMap::new(), announced: BTreeMap::new() }
+/// Data waiting for its tick to be complete.
+type ByTick<D> = BTreeMap<Tick, Vec<Vec<D>>>;
+
+/// Items to be loaded at the tick being announced, by operator.
+type Inbox = Rc<RefCell<BTreeMap<StatePart, Vec<StateItem>>>>;
+
+/// Exports and restores one operator's state as ticks pass.
+struct StateKeeper {
+    part: StatePart,
+    inbox: Inbox,
+    before: Tick,
+    exporting: Option<Tick>,
+}
+
+impl StateKeeper {
+    fn new(part: StatePart, inbox: &Inbox) -> StateKeeper {
+        StateKeeper { part, inbox: inbox.clone(), before: 0, exporting: None }
     }
 
-    fn announce(&mut self, capability: Capability<Tick>, last: bool) {
-        let tick = *capability.time();
-        self.announced.entry(tick).or_insert((capability, false)).1 |= last;
-    }
-
-    /// The oldest announced tick that both frontiers have passed, with its data.
-    fn pop(
-        &mut self,
-        frontiers: [&MutableAntichain<Tick>; 2],
-    ) -> Option<(Capability<Tick>, bool, Vec<Vec<D>>)> {
-        let oldest = self.announced.first_entry()?;
-        if frontiers.iter().any(|frontier| frontier.less_equal(oldest.key())) {
-            return None;
+    fn restore(&self, tick: Tick, state: &mut impl Stateful, out: &Outbox) {
+        let items = self.inbox.borrow_mut().remove(&self.part).unwrap_or_default();
+        if let Err(error) = state.restore(tick, &items) {
+            out.with(tick, |part| part.restore_failed = Some(error.to_string()));
         }
-        let (tick, (capability, last)) = oldest.remove_entry();
-        Some((capability, last, self.data.remove(&tick).unwrap_or_default()))
+    }
+
+    /// After a tick has been worked through: begins an export, or goes on with one.
+    fn export(&mut self, tick: Tick, mark: Mark, state: &mut impl Stateful, out: &Outbox) {
+        let ms = tick.saturating_sub(std::mem::replace(&mut self.before, tick));
+        if mark.snapshot {
+            state.begin_export(tick);
+            self.exporting = Some(tick);
+        }
+        let begun = mark.snapshot && !mark.last;
+        if self.exporting.is_some() && !begun {
+            let chunk = if mark.last { usize::MAX } else { chunk_bytes(ms) };
+            let (items, done) = state.export(chunk);
+            out.with(tick, |part| part.take_state(items, done));
+        }
     }
 }
 
@@ -152,58 +169,104 @@ impl Shards {
         if entity.index() >= self.cache.len() {
             self.cache = self.view.all().iter().map(|info| info.shard).collect();
         }
-        self.cache[entity.index()]
+        // An id that nobody handed out can only come with damaged state, whose loading fails.
+        self.cache.get(entity.index()).copied().unwrap_or(0)
     }
 }
 
 /// Builds the graph on one worker. Every worker must call this with the same `spec`.
 pub fn build(scope: Scope<'_, Tick>, spec: &Arc<FeatureSpec>, view: &RegistryView) -> Graph {
-    let mut events = InputHandle::new();
-    let mut reports = InputHandle::new();
-    let mut ticks = InputHandle::new();
+    let (mut events, mut reports) = (InputHandle::new(), InputHandle::new());
+    let (mut ticks, mut restore) = (InputHandle::new(), InputHandle::new());
     let outbox = Outbox::default();
-    let announced = ticks.to_stream(scope).broadcast();
+    let inbox = Inbox::default();
 
+    let (mut shards, peers) = (Shards::new(view), scope.peers() as u64);
+    let dealt = restore.to_stream(scope).flat_map(move |item: StateItem| {
+        let everywhere = item.entity == StateItem::EVERYWHERE;
+        let targets = if everywhere {
+            0..peers
+        } else {
+            let worker = shards.of(item.entity) % peers;
+            worker..worker + 1
+        };
+        targets.map(move |target| (target, item.clone()))
+    });
+    let arrived = inbox.clone();
+    let announced = dealt.binary_frontier(
+        ticks.to_stream(scope).broadcast(),
+        Exchange::new(|(target, _): &(u64, StateItem)| *target),
+        Pipeline,
+        "announce",
+        |_, _| {
+            let mut announced = Announced::default();
+            move |(items, items_frontier), (ticks, ticks_frontier), output| {
+                items.for_each(|_, items: &mut Vec<(u64, StateItem)>| {
+                    let mut inbox = arrived.borrow_mut();
+                    for (_, item) in items.drain(..) {
+                        inbox.entry(item.part).or_default().push(item);
+                    }
+                });
+                ticks.for_each(|cap, marks: &mut Vec<Mark>| announced.add(cap.retain(0), marks));
+                while let Some((cap, mark)) = announced.pop([items_frontier, ticks_frontier]) {
+                    output.session(&cap).give(mark);
+                }
+            }
+        },
+    );
+    let announced = announced.container::<Vec<Mark>>();
+
+    let restate = Rc::new(RefCell::new(Restate::new(spec.intake.restatement_horizon_us)));
     let mut shards = Shards::new(view);
     let by_campaign = Exchange::new(move |row: &ReportRow| shards.of(row.key.creative));
-    let out = outbox.clone();
+    let (out, state) = (outbox.clone(), restate.clone());
+    let mut keeper = StateKeeper::new(StatePart::Restate, &inbox);
     let restated = reports.to_stream(scope).binary_frontier(
         announced.clone(),
         by_campaign,
         Pipeline,
         "restate",
         |_, _| {
-            let mut queue = ByTick::new();
-            let mut restate = Restate::default();
+            let (mut queue, mut announced) = (ByTick::new(), Announced::default());
             move |(input, rows_frontier), (ticks, ticks_frontier), output| {
                 input.for_each(|cap, rows: &mut Vec<ReportRow>| {
-                    queue.data.entry(*cap.time()).or_default().push(std::mem::take(rows));
+                    queue.entry(*cap.time()).or_default().push(std::mem::take(rows));
                 });
-                ticks.for_each(|cap, marks: &mut Vec<bool>| {
-                    queue.announce(cap.retain(0), marks.iter().any(|last| *last));
-                });
-                while let Some((cap, _, rows)) = queue.pop([rows_frontier, ticks_frontier]) {
-                    let rows = rows.concat();
-                    if !rows.is_empty() {
-                        let taken = rows.len() as u64;
-                        let mut changes = restate.apply(*cap.time(), rows);
-                        out.with(*cap.time(), |part| {
-                            part.reports += taken;
-                            part.restated += changes.len() as u64;
-                        });
-                        output.session(&cap).give_container(&mut changes);
+                ticks.for_each(|cap, marks: &mut Vec<Mark>| announced.add(cap.retain(0), marks));
+                while let Some((cap, mark)) = announced.pop([rows_frontier, ticks_frontier]) {
+                    let (tick, mut restate) = (*cap.time(), state.borrow_mut());
+                    if mark.restored {
+                        keeper.restore(tick, &mut *restate, &out);
                     }
+                    let rows = queue.remove(&tick).unwrap_or_default().concat();
+                    if !rows.is_empty() {
+                        let rows_in = rows.len() as u64;
+                        let mut restated = restate.apply(tick, rows);
+                        out.with(tick, |part| {
+                            part.reports += rows_in - restated.refused.len() as u64;
+                            part.restated += restated.events.len() as u64;
+                            part.refused_reports.append(&mut restated.refused);
+                        });
+                        output.session(&cap).give_container(&mut restated.events);
+                    }
+                    restate.forget(us_of_tick(tick));
+                    keeper.export(tick, mark, &mut *restate, &out);
                 }
             }
         },
     );
 
     let lower_levels = [Level::Campaign, Level::AdGroup, Level::Creative];
-    let lower = Rc::new(RefCell::new(Rolling::new(spec.clone(), view.clone(), &lower_levels)));
+    let lower = Rolling::new(StatePart::Lower, spec.clone(), view.clone(), &lower_levels);
+    let lower = Rc::new(RefCell::new(lower));
+    let intake = Intake::new(spec.intake, spec.widest_us(), view.clone());
+    let intake = Rc::new(RefCell::new(intake));
     let mut shards = Shards::new(view);
     let by_campaign = Exchange::new(move |event: &Event| shards.of(event.creative));
-    let (out, rolling, spec_here) = (outbox.clone(), lower.clone(), spec.clone());
-    use timely::dataflow::operators::Concat;
+    let (out, admits, rolls) = (outbox.clone(), intake.clone(), lower.clone());
+    let emit_events = spec.emit_events;
+    let mut intake_keeper = StateKeeper::new(StatePart::Intake, &inbox);
+    let mut lower_keeper = StateKeeper::new(StatePart::Lower, &inbox);
     let arriving = events.to_stream(scope);
     let up = arriving.concat(restated).binary_frontier(
         announced.clone(),
@@ -211,77 +274,95 @@ pub fn build(scope: Scope<'_, Tick>, spec: &Arc<FeatureSpec>, view: &RegistryVie
         Pipeline,
         "features",
         |_, _| {
-            let mut queue = ByTick::new();
-            let mut intake = Intake::new(spec_here.intake, spec_here.widest_us());
+            let (mut queue, mut announced) = (ByTick::new(), Announced::default());
             move |(input, events_frontier), (ticks, ticks_frontier), output| {
                 input.for_each(|cap, events: &mut Vec<Event>| {
-                    queue.data.entry(*cap.time()).or_default().push(std::mem::take(events));
+                    queue.entry(*cap.time()).or_default().push(std::mem::take(events));
                 });
-                ticks.for_each(|cap, marks: &mut Vec<bool>| {
-                    queue.announce(cap.retain(0), marks.iter().any(|last| *last));
-                });
-                while let Some((cap, last, batches)) = queue.pop([events_frontier, ticks_frontier])
-                {
+                ticks.for_each(|cap, marks: &mut Vec<Mark>| announced.add(cap.retain(0), marks));
+                while let Some((cap, mark)) = announced.pop([events_frontier, ticks_frontier]) {
                     let tick = *cap.time();
-                    let admitted = intake.admit(tick, batches, last);
-                    let mut rolling = rolling.borrow_mut();
-                    rolling.begin(tick);
+                    let (mut intake, mut rolling) = (admits.borrow_mut(), rolls.borrow_mut());
+                    if mark.restored {
+                        intake_keeper.restore(tick, &mut *intake, &out);
+                        lower_keeper.restore(tick, &mut *rolling, &out);
+                        out.with(tick, |part| {
+                            part.held = intake.held();
+                            part.ids_remembered = intake.ids_remembered();
+                            part.settled = true;
+                        });
+                        continue;
+                    }
+                    let batches = queue.remove(&tick).unwrap_or_default();
+                    let admitted = intake.admit(tick, batches, mark);
+                    rolling.begin(tick, mark.calm);
                     admitted.batches.iter().flatten().for_each(|event| rolling.absorb(event));
-                    let mut done = rolling.finish(last);
+                    let mut done = rolling.finish(mark.last || mark.snapshot);
                     if !done.up.is_empty() {
                         output.session(&cap).give_container(&mut done.up);
                     }
                     out.with(tick, |part| {
                         part.take_rows(done);
                         part.featured += admitted.featured;
-                        part.held += admitted.held;
+                        part.held = intake.held();
+                        part.ids_remembered = intake.ids_remembered();
+                        part.settled = rolling.is_settled();
                         part.refused.extend(admitted.refused);
-                        if spec_here.emit_events {
+                        if emit_events {
                             part.events.extend(admitted.batches);
                         }
                     });
+                    intake_keeper.export(tick, mark, &mut *intake, &out);
+                    lower_keeper.export(tick, mark, &mut *rolling, &out);
                 }
             }
         },
     );
 
     let upper_levels = [Level::Tenant, Level::Account];
-    let upper = Rc::new(RefCell::new(Rolling::new(spec.clone(), view.clone(), &upper_levels)));
+    let upper = Rolling::new(StatePart::Upper, spec.clone(), view.clone(), &upper_levels);
+    let upper = Rc::new(RefCell::new(upper));
     let mut shards = Shards::new(view);
     let by_entity = Exchange::new(move |up: &Up| shards.of(up.entity()));
-    let (out, rolling) = (outbox.clone(), upper.clone());
+    let (out, rolls) = (outbox.clone(), upper.clone());
+    let mut keeper = StateKeeper::new(StatePart::Upper, &inbox);
     let (probe, _) = up
         .binary_frontier(announced, by_entity, Pipeline, "rollup", |_, _| {
-            let mut queue = ByTick::new();
+            let (mut queue, mut announced) = (ByTick::new(), Announced::default());
             move |(input, up_frontier), (ticks, ticks_frontier), output| {
                 input.for_each(|cap, ups: &mut Vec<Up>| {
-                    queue.data.entry(*cap.time()).or_default().push(std::mem::take(ups));
+                    queue.entry(*cap.time()).or_default().push(std::mem::take(ups));
                 });
-                ticks.for_each(|cap, marks: &mut Vec<bool>| {
-                    queue.announce(cap.retain(0), marks.iter().any(|last| *last));
-                });
-                while let Some((cap, last, ups)) = queue.pop([up_frontier, ticks_frontier]) {
-                    let mut rolling = rolling.borrow_mut();
-                    rolling.begin(*cap.time());
-                    ups.iter().flatten().for_each(|up| rolling.absorb_up(up));
-                    let done = rolling.finish(last);
-                    out.with(*cap.time(), |part| part.take_rows(done));
+                ticks.for_each(|cap, marks: &mut Vec<Mark>| announced.add(cap.retain(0), marks));
+                while let Some((cap, mark)) = announced.pop([up_frontier, ticks_frontier]) {
+                    let (tick, mut rolling) = (*cap.time(), rolls.borrow_mut());
                     output.session(&cap).give(());
+                    if mark.restored {
+                        keeper.restore(tick, &mut *rolling, &out);
+                        continue;
+                    }
+                    rolling.begin(tick, mark.calm);
+                    let ups = queue.remove(&tick).unwrap_or_default();
+                    ups.iter().flatten().for_each(|up| rolling.absorb_up(up));
+                    let done = rolling.finish(mark.last || mark.snapshot);
+                    out.with(tick, |part| {
+                        part.take_rows(done);
+                        part.settled &= rolling.is_settled();
+                    });
+                    keeper.export(tick, mark, &mut *rolling, &out);
+                    // The last operator of a tick: the part is whole.
+                    out.with(tick, |part| {
+                        part.state_of = keeper.exporting;
+                        part.state_done = keeper.exporting.is_some() && part.all_exported();
+                        if part.state_done {
+                            keeper.exporting = None;
+                        }
+                    });
                 }
             }
         })
         .container::<Vec<()>>()
         .probe();
 
-    Graph { events, reports, ticks, probe, outbox, lower, upper }
-}
-
-impl Part {
-    fn take_rows(&mut self, done: crate::rolling::TickRows) {
-        self.rows.extend(done.rows);
-        self.panes_closed += done.panes_closed;
-        if !done.panes.rows.is_empty() {
-            self.panes.push(done.panes);
-        }
-    }
+    Graph { events, reports, ticks, restore, probe, outbox, intake, restate, lower, upper }
 }

@@ -7,25 +7,33 @@
 //!
 //! The outcome of a tick does not depend on the order in which its events arrive.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hasher};
+mod export;
+
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{EntityId, Event, EventKind, EventTime, NO_ID, Tick, tick_of_us, us_of_tick};
+use self::export::Export;
+use crate::dedup::Seen;
+use crate::graph::Mark;
+use crate::model::{
+    EntityId, Event, EventKind, EventTime, NO_ID, RegistryView, Tick, tick_of_us, us_of_tick,
+};
 use crate::spec::IntakeSpec;
 
 /// Why an event is refused by the graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Refusal {
-    /// An event of this creative with this id was accepted before.
+    /// An event of this creative with this id was accepted before, or a report row repeats the
+    /// newest version of its interval exactly.
     Duplicate,
     /// A click or conversion whose creative never delivered within the grace.
     UnknownEntity,
     /// Further ahead of the engine's time than the skew allows.
     Future,
-    /// Older than any window still to be closed: it can change no feature any more.
+    /// Older than any window still to be closed: it can change no feature any more. Of a report
+    /// row: its interval ended longer ago than restatements are taken.
     TooLate,
     /// It would have to wait, and too many are waiting.
     HeldFull,
@@ -51,17 +59,23 @@ const HELD_MAX: usize = 1_000_000;
 pub(crate) struct Intake {
     spec: IntakeSpec,
     widest_us: i64,
+    view: RegistryView,
     /// The tick before: pane ends after it are still to be closed.
     before: Option<Tick>,
-    /// Creatives that have delivered, by entity id.
+    /// Creatives that have delivered, by entity id. A creative stays known for good, at a byte each,
+    /// though its features be dropped: its late conversions would be refused otherwise.
     known: Vec<bool>,
-    /// Accepted events of the near future, by the tick that releases them.
-    future: BTreeMap<Tick, Vec<Event>>,
+    /// The same creatives in the order in which they became known.
+    delivered: Vec<EntityId>,
+    /// Accepted events of the near future by the tick that releases them, each with the tick at
+    /// which it came.
+    future: BTreeMap<Tick, Vec<(Tick, Event)>>,
     /// Clicks and conversions of creatives not seen yet, each with the tick that refuses it.
     waiting: HashMap<EntityId, Vec<(Tick, Event)>>,
     deadlines: BTreeMap<Tick, Vec<EntityId>>,
     held: usize,
     seen: Seen,
+    export: Option<Export>,
 }
 
 /// What became of one tick's events.
@@ -71,80 +85,52 @@ pub(crate) struct Admitted {
     /// Ascending.
     pub(crate) refused: Vec<(Event, Refusal)>,
     pub(crate) featured: u64,
-    /// Events waiting after this tick.
-    pub(crate) held: u64,
-}
-
-/// The two newest generations of event ids: an id is remembered for one to two horizons.
-#[derive(Default)]
-struct Seen {
-    generation: i64,
-    newer: IdSet,
-    older: IdSet,
-}
-
-type IdSet = HashSet<(EntityId, u64), BuildHasherDefault<IdHasher>>;
-
-impl Seen {
-    fn rotate(&mut self, generation: i64) {
-        if generation > self.generation {
-            let older = std::mem::take(&mut self.newer);
-            self.older = if generation == self.generation + 1 { older } else { IdSet::default() };
-            self.generation = generation;
-        }
-    }
-
-    /// True when the id is new.
-    fn insert(&mut self, event: &Event) -> bool {
-        let id = (event.creative, event.id);
-        !self.older.contains(&id) && self.newer.insert(id)
-    }
-}
-
-/// Event ids are good hashes already; the creative is mixed in with one multiplication.
-#[derive(Default)]
-struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
-    }
-
-    fn write_u32(&mut self, value: u32) {
-        self.write_u64(u64::from(value));
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        self.0 = (self.0.rotate_left(32) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
 }
 
 impl Intake {
-    pub(crate) fn new(spec: IntakeSpec, widest_us: i64) -> Intake {
+    pub(crate) fn new(spec: IntakeSpec, widest_us: i64, view: RegistryView) -> Intake {
         Intake {
             spec,
             widest_us,
+            view,
             before: None,
             known: Vec::new(),
+            delivered: Vec::new(),
             future: BTreeMap::new(),
             waiting: HashMap::new(),
             deadlines: BTreeMap::new(),
             held: 0,
-            seen: Seen::default(),
+            seen: Seen::new(&spec),
+            export: None,
         }
     }
 
-    /// Admits the events of `tick`. `last` refuses what still waits for its creative, as nothing
-    /// can come any more; events whose time has not come stay held.
+    /// Events waiting.
+    pub(crate) fn held(&self) -> u64 {
+        self.held as u64
+    }
+
+    /// Event ids remembered.
+    pub(crate) fn ids_remembered(&self) -> u64 {
+        self.seen.len() as u64
+    }
+
+    /// Bytes on the heap.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        let held = size_of::<(Tick, Event)>() + size_of::<(Tick, EntityId)>();
+        self.known.capacity()
+            + self.delivered.capacity() * size_of::<EntityId>()
+            + self.held * held
+            + self.seen.heap_bytes()
+    }
+
+    /// Admits the events of `tick`. The last tick refuses what still waits for its creative, as
+    /// nothing can come any more; events whose time has not come stay held.
     pub(crate) fn admit(
         &mut self,
         tick: Tick,
         mut batches: Vec<Vec<Event>>,
-        last: bool,
+        mark: Mark,
     ) -> Admitted {
         let now = us_of_tick(tick);
         let mut out = Admitted::default();
@@ -155,9 +141,14 @@ impl Intake {
         // Events held for the future passed every check but one when they came.
         let mut due = Vec::new();
         while let Some(entry) = self.future.first_entry().filter(|entry| *entry.key() <= tick) {
-            due.append(&mut entry.remove());
+            let (release, events) = entry.remove_entry();
+            if let Some(export) = &mut self.export {
+                export.released(release, &events);
+            }
+            due.extend(events.into_iter().map(|(_, event)| event));
         }
         self.held -= due.len();
+        self.seen.announce(tick, mark.ids);
 
         let mut released = Vec::new();
         let mut with_ids = false;
@@ -172,7 +163,6 @@ impl Intake {
             let mut all = batches.concat();
             all.sort_unstable();
             batches = vec![all];
-            self.seen.rotate(now.div_euclid(self.spec.dedup_horizon_us.max(1)));
         }
         for batch in &mut batches {
             batch.retain(|event| self.judge(event, tick, oldest, &mut out.refused));
@@ -180,12 +170,11 @@ impl Intake {
         due.retain(|event| self.has_entity_or_waits(event, tick, &mut out.refused));
         batches.push(due);
         batches.push(released);
-        self.refuse_overdue(if last { Tick::MAX } else { tick }, &mut out.refused);
+        self.refuse_overdue(if mark.last { Tick::MAX } else { tick }, &mut out.refused);
 
         batches.retain(|batch| !batch.is_empty());
         out.featured = batches.iter().map(|batch| batch.len() as u64).sum();
         out.batches = batches;
-        out.held = self.held as u64;
         out.refused.sort_unstable();
         out
     }
@@ -201,7 +190,11 @@ impl Intake {
                 self.known[creative.index()] = true;
             }
         }
+        self.delivered.push(creative);
         if let Some(waiting) = self.waiting.remove(&creative) {
+            if let Some(export) = &mut self.export {
+                export.no_longer_waiting(&waiting);
+            }
             self.held -= waiting.len();
             released.extend(waiting.into_iter().map(|(_, event)| event));
         }
@@ -229,7 +222,7 @@ impl Intake {
             Refusal::HeldFull
         } else {
             self.held += 1;
-            self.future.entry(tick_of_us(event.time)).or_default().push(*event);
+            self.future.entry(tick_of_us(event.time)).or_default().push((tick, *event));
             return false;
         };
         refused.push((*event, refusal));
@@ -262,15 +255,14 @@ impl Intake {
         while let Some(entry) = self.deadlines.first_entry().filter(|entry| *entry.key() <= until) {
             for creative in entry.remove() {
                 let Some(waiting) = self.waiting.get_mut(&creative) else { continue };
-                let before = refused.len();
-                waiting.retain(|(deadline, event)| {
-                    let overdue = *deadline <= until;
-                    if overdue {
-                        refused.push((*event, Refusal::UnknownEntity));
-                    }
-                    !overdue
-                });
-                self.held -= refused.len() - before;
+                let overdue: Vec<(Tick, Event)> =
+                    waiting.extract_if(.., |(deadline, _)| *deadline <= until).collect();
+                if let Some(export) = &mut self.export {
+                    export.no_longer_waiting(&overdue);
+                }
+                self.held -= overdue.len();
+                let overdue = overdue.into_iter();
+                refused.extend(overdue.map(|(_, event)| (event, Refusal::UnknownEntity)));
                 if waiting.is_empty() {
                     self.waiting.remove(&creative);
                 }
@@ -301,7 +293,8 @@ mod tests {
     }
 
     fn intake() -> Intake {
-        Intake::new(IntakeSpec::default(), 28 * crate::model::DAY_US)
+        let view = RegistryView::new(std::sync::Arc::new(crate::model::Registry::utc()));
+        Intake::new(IntakeSpec::default(), 28 * crate::model::DAY_US, view)
     }
 
     fn reasons(admitted: &Admitted) -> Vec<Refusal> {
@@ -313,14 +306,17 @@ mod tests {
         let mut intake = intake();
         let seen = event(1, EventKind::Impression, 10, 77);
         let other_creative = event(2, EventKind::Impression, 10, 77);
-        let first = intake.admit(20_000, vec![vec![seen, seen, other_creative]], false);
+        let first = intake.admit(20_000, vec![vec![seen, seen, other_creative]], Mark::default());
         assert_eq!((first.featured, reasons(&first)), (2, vec![Refusal::Duplicate]));
-        let again = intake.admit(21_000, vec![vec![seen]], false);
+        let again = intake.admit(21_000, vec![vec![seen]], Mark::default());
         assert_eq!((again.featured, reasons(&again)), (0, vec![Refusal::Duplicate]));
         // Two horizons later the id is forgotten.
         let later = 2 * 86_400 + 100;
         let reused = event(1, EventKind::Impression, later, 77);
-        assert_eq!(intake.admit(later as u64 * 1_000, vec![vec![reused]], false).featured, 1);
+        assert_eq!(
+            intake.admit(later as u64 * 1_000, vec![vec![reused]], Mark::default()).featured,
+            1
+        );
     }
 
     #[test]
@@ -328,36 +324,41 @@ mod tests {
         let mut intake = intake();
         let click = event(3, EventKind::Click, 10, 0);
         let lost = event(4, EventKind::Click, 10, 0);
-        let waiting = intake.admit(10_000, vec![vec![click, lost]], false);
-        assert_eq!((waiting.featured, waiting.held), (0, 2));
+        let waiting = intake.admit(10_000, vec![vec![click, lost]], Mark::default());
+        assert_eq!((waiting.featured, intake.held()), (0, 2));
         let shown = event(3, EventKind::Impression, 12, 0);
-        let released = intake.admit(12_000, vec![vec![shown]], false);
-        assert_eq!((released.featured, released.held), (2, 1));
-        let overdue = intake.admit(10_000 + 600_000, vec![], false);
-        assert_eq!((overdue.held, reasons(&overdue)), (0, vec![Refusal::UnknownEntity]));
+        let released = intake.admit(12_000, vec![vec![shown]], Mark::default());
+        assert_eq!((released.featured, intake.held()), (2, 1));
+        let overdue = intake.admit(10_000 + 600_000, vec![], Mark::default());
+        assert_eq!((intake.held(), reasons(&overdue)), (0, vec![Refusal::UnknownEntity]));
     }
 
     #[test]
     fn the_near_future_waits_and_the_far_future_and_past_are_refused() {
         let mut intake = intake();
         let now = 40 * 86_400;
-        intake.admit((now as u64 - 1) * 1_000, vec![], false);
+        intake.admit((now as u64 - 1) * 1_000, vec![], Mark::default());
         let batch = vec![
             event(1, EventKind::Impression, now + 60, 0),
             event(1, EventKind::Impression, now + 3_600, 0),
             event(1, EventKind::Impression, now - 29 * 86_400, 0),
         ];
-        let first = intake.admit(now as u64 * 1_000, vec![batch], false);
-        assert_eq!((first.featured, first.held), (0, 1));
+        let first = intake.admit(now as u64 * 1_000, vec![batch], Mark::default());
+        assert_eq!((first.featured, intake.held()), (0, 1));
         assert_eq!(reasons(&first), vec![Refusal::TooLate, Refusal::Future]);
-        let due = intake.admit((now as u64 + 60) * 1_000, vec![], true);
-        assert_eq!((due.featured, due.held), (1, 0));
+        let due =
+            intake.admit((now as u64 + 60) * 1_000, vec![], Mark { last: true, ..Mark::default() });
+        assert_eq!((due.featured, intake.held()), (1, 0));
     }
 
     #[test]
     fn the_last_tick_refuses_what_still_waits_for_its_creative() {
         let mut intake = intake();
-        let out = intake.admit(10_000, vec![vec![event(3, EventKind::Conversion, 5, 0)]], true);
-        assert_eq!((out.held, reasons(&out)), (0, vec![Refusal::UnknownEntity]));
+        let out = intake.admit(
+            10_000,
+            vec![vec![event(3, EventKind::Conversion, 5, 0)]],
+            Mark { last: true, ..Mark::default() },
+        );
+        assert_eq!((intake.held(), reasons(&out)), (0, vec![Refusal::UnknownEntity]));
     }
 }

@@ -13,6 +13,7 @@
 //! Sums are integers; ratios are formed at the edge ([`model::FeatureRow`]).
 
 pub mod anomaly;
+mod dedup;
 pub mod estimate;
 pub mod fatigue;
 pub mod frame;
@@ -20,8 +21,10 @@ pub mod graph;
 pub mod intake;
 pub mod invariant;
 pub mod model;
+mod part;
 mod reach;
 pub mod reference;
 mod restate;
 mod rolling;
 pub mod spec;
+pub mod state;

@@ -82,6 +82,13 @@ impl Sketch {
         }
     }
 
+    fn heap_bytes(&self) -> usize {
+        match self {
+            Sketch::Sparse(entries) => entries.capacity() * size_of::<u16>(),
+            Sketch::Dense(ranks) => ranks.capacity(),
+        }
+    }
+
     fn each(&self, mut f: impl FnMut(Register)) {
         match self {
             Sketch::Sparse(entries) => {
@@ -244,8 +251,8 @@ impl ReachState {
         &mut self.older[at]
     }
 
-    /// Reach over the days `(today − days, today]`; forgets older ones.
-    pub(crate) fn over(&mut self, today: i64, days: i64) -> Reach {
+    /// Forgets the days that are not in `(today − days, today]`.
+    pub(crate) fn forget(&mut self, today: i64, days: i64) {
         let gone = |day: &Day| day.day <= today - days;
         let kept = self.older.len();
         while self.older.front().is_some_and(gone) {
@@ -262,6 +269,20 @@ impl ReachState {
                 day.sketch.each(|register| self.union.raise(register));
             }
         }
+    }
+
+    /// Bytes on the heap.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        let days: usize =
+            self.older.iter().chain([&self.newest]).map(|day| day.sketch.heap_bytes()).sum();
+        days + self.older.capacity() * size_of::<Day>()
+            + self.union.ranks.heap_bytes()
+            + self.union.histogram.capacity() * size_of::<u16>()
+    }
+
+    /// Reach over the days `(today − days, today]`; forgets older ones.
+    pub(crate) fn over(&mut self, today: i64, days: i64) -> Reach {
+        self.forget(today, days);
         let users = self.union.estimate();
         let impressions: i64 =
             self.older.iter().chain([&self.newest]).map(|day| day.impressions).sum();

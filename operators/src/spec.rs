@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::anomaly::AnomalySpec;
 use crate::estimate::Prior;
 use crate::fatigue::FatigueSpec;
-use crate::model::{EventTime, HOUR_US, Level, MAX_WINDOWS, WindowSpec};
+use crate::model::{DAY_US, EventTime, HOUR_US, Level, MAX_WINDOWS, WindowSpec};
 use crate::rolling::calendar::Panes;
 
 /// What becomes of the rows that close at pane ends.
@@ -65,8 +65,13 @@ pub struct IntakeSpec {
     pub future_skew_us: i64,
     /// A click or conversion of a creative never seen delivering waits this long for it.
     pub entity_grace_us: i64,
-    /// Event ids are remembered at least this long (and at most twice as long).
+    /// Event ids are remembered at least this long and at most twice as long, unless there are too
+    /// many of them. An id that comes again after it was forgotten is accepted as new.
     pub dedup_horizon_us: i64,
+    /// Event ids remembered on all workers together; the oldest are forgotten before their time.
+    pub dedup_ids_max: u64,
+    /// Report rows about intervals that ended longer ago than this are refused.
+    pub restatement_horizon_us: i64,
 }
 
 impl Default for IntakeSpec {
@@ -75,6 +80,8 @@ impl Default for IntakeSpec {
             future_skew_us: 5 * 60_000_000,
             entity_grace_us: 10 * 60_000_000,
             dedup_horizon_us: 24 * HOUR_US,
+            dedup_ids_max: 20_000_000,
+            restatement_horizon_us: 400 * DAY_US,
         }
     }
 }

@@ -92,6 +92,8 @@ pub fn feature_spec(config: &Checked, mode: Mode) -> anyhow::Result<FeatureSpec>
             future_skew_us: config.validation.future_skew.us(),
             entity_grace_us: config.validation.entity_grace.us(),
             dedup_horizon_us: config.validation.dedup_horizon.us(),
+            dedup_ids_max: config.validation.dedup_ids_max,
+            restatement_horizon_us: config.validation.restatement_horizon.us(),
         },
     };
     spec.problem().map_or(Ok(spec), |problem| Err(anyhow::anyhow!(problem)))
@@ -211,7 +213,6 @@ pub fn limits(config: &Checked) -> Limits {
         tenants: validation.tenants.iter().cloned().collect(),
         line_bytes_max: validation.line_bytes_max.bytes(),
         dead_bytes_max: validation.dead_letter_bytes_max.bytes(),
-        reports_max: validation.dedup_reports_max,
     }
 }
 

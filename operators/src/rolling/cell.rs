@@ -1,5 +1,7 @@
 //! The state of one entity: its open base pane, its windows, and what is derived from them.
 
+use serde::{Deserialize, Serialize};
+
 use crate::anomaly::AnomalyWatch;
 use crate::estimate::Prior;
 use crate::fatigue::FatigueTracker;
@@ -9,7 +11,7 @@ use crate::rolling::pane_log::PaneLog;
 use crate::spec::FeatureSpec;
 
 /// One window: `sum` = `last` + everything in `log`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct WindowState {
     sum: Stats,
     /// The newest pane, still open to the base panes folded into it; `Stats::ZERO` for none.
@@ -72,7 +74,7 @@ impl Grain {
 
 /// Priors of CTR and CVR, learned from a campaign's creatives at most once per base pane. The ones
 /// before are kept for rows that are closed after the change but belong before it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Priors {
     pub(super) since: Tick,
     pub(super) now: (Prior, Prior),
@@ -81,13 +83,15 @@ pub(super) struct Priors {
 
 /// The state of one entity. What every pane end looks at is here and in `windows`; the rest is
 /// behind a pointer, for the cache's sake.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Cell {
     pub(super) entity: EntityId,
     pub(super) parent: EntityId,
     pub(super) campaign: EntityId,
     pub(super) level: Level,
     pub(super) order: u64,
+    /// A number of this process, like places: not exported.
+    #[serde(skip)]
     pub(super) calendar: u16,
     /// In the sweep list.
     pub(super) active: bool,
@@ -102,18 +106,25 @@ pub(super) struct Cell {
     coarse: Stats,
     /// Empty when the level of the entity is not kept.
     pub(super) windows: Box<[WindowState]>,
+    /// Tick of the newest change.
+    pub(super) changed: Tick,
     pub(super) evaluated: Option<Tick>,
+    /// When it is evaluated next; `Tick::MAX` for never.
     pub(super) due: Tick,
     pub(super) derived: Box<Derived>,
 }
 
 /// What evaluations read besides the windows.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Derived {
     pub(super) fatigue: FatigueTracker,
     pub(super) anomaly: Option<Box<AnomalyWatch>>,
     /// Creatives of a campaign, in stable order.
+    #[serde(skip)]
     pub(super) children: Vec<u32>,
+    /// Cells below a campaign, which read its priors.
+    #[serde(skip)]
+    pub(super) lodgers: u32,
     /// What a campaign lends its creatives.
     pub(super) priors: Option<Priors>,
 }
@@ -122,7 +133,7 @@ pub(super) struct Derived {
 const NONE: i64 = i64::MAX;
 
 impl Cell {
-    pub(super) fn new(info: &EntityInfo, calendar: u16, windows: usize) -> Cell {
+    pub(super) fn new(info: &EntityInfo, calendar: u16, windows: usize, tick: Tick) -> Cell {
         let parent = info.level.parent().map_or(info.id, |level| info.ancestors[level as usize]);
         Cell {
             entity: info.id,
@@ -138,6 +149,7 @@ impl Cell {
             coarse_until: NONE,
             coarse: Stats::ZERO,
             windows: vec![WindowState::default(); windows].into(),
+            changed: tick,
             evaluated: None,
             due: Tick::MAX,
             derived: Box::new(Derived {
@@ -293,8 +305,25 @@ impl Cell {
             && self.windows.iter().all(WindowState::is_empty)
     }
 
+    /// True when it had cost in base pane `pane`, the newest there is.
+    pub(super) fn spends(&self, pane: i64) -> bool {
+        self.open_pane == pane && self.open.cost_micros != 0
+    }
+
+    /// Forgets everything that is older than the windows.
+    pub(super) fn renew(&mut self) {
+        self.evaluated = None;
+        self.derived.fatigue = FatigueTracker::default();
+        self.derived.anomaly = self.derived.anomaly.as_ref().map(|_| Box::default());
+        self.derived.priors = None;
+    }
+
     pub(super) fn heap_bytes(&self) -> usize {
         let logs: usize = self.windows.iter().map(|window| window.log.heap_bytes()).sum();
-        logs + self.windows.len() * size_of::<WindowState>() + size_of::<Derived>()
+        let derived = size_of::<Derived>()
+            + self.derived.fatigue.heap_bytes()
+            + self.derived.anomaly.as_ref().map_or(0, |_| size_of::<AnomalyWatch>())
+            + self.derived.children.capacity() * size_of::<u32>();
+        logs + self.windows.len() * size_of::<WindowState>() + derived
     }
 }

@@ -13,12 +13,18 @@
 //! and otherwise by a sweep that goes on over the following ticks. What a row holds does not depend
 //! on when it is closed, because a row is always closed before a later tick touches its entity.
 //!
+//! # Forgetting
+//! See [`evict`]: an entity without a change for longer than anything looks back begins anew.
+//!
 //! # What it never does
 //! It never looks at a clock, never iterates a hash map, and never lets the order of arrival
 //! within a tick or the number of workers show in what it returns.
 
 pub(crate) mod calendar;
 mod cell;
+mod evaluate;
+mod evict;
+mod export;
 mod pane_log;
 
 use std::collections::BTreeMap;
@@ -28,14 +34,14 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use self::calendar::Calendar;
-use self::cell::{Cell, Grain, Priors};
-use crate::estimate::Prior;
+use self::cell::{Cell, Grain};
 use crate::model::{
     DAY_US, EntityId, Event, EventKind, FeatureRow, HOUR_US, Level, NO_USER, PaneBatch, PaneRow,
     RegistryView, Stats, Tick, us_of_tick,
 };
 use crate::reach::{ReachState, Register};
 use crate::spec::{FeatureSpec, PaneRows};
+use crate::state::{Outgoing, StatePart};
 
 /// Cells a sweep visits in one tick. 2¹⁴ cells cost about a millisecond.
 const SWEEP_CELLS: usize = 1 << 14;
@@ -87,6 +93,7 @@ struct Stray {
 
 /// Rolling features of the entities of one worker.
 pub(crate) struct Rolling {
+    part: StatePart,
     spec: Arc<FeatureSpec>,
     view: RegistryView,
     /// Levels whose cells live here; deltas of lower levels are rolled up to them, deltas of
@@ -116,19 +123,40 @@ pub(crate) struct Rolling {
     active: Vec<u32>,
     sweep: usize,
     timers: BTreeMap<Tick, Vec<u32>>,
+    /// How far evaluations are put off at this tick.
+    calm: u8,
+    /// A cell without a change for longer than this begins anew.
+    keep_ms: u64,
+    /// When cells are looked at whether they can be dropped; each cell is in it once.
+    leaving: BTreeMap<Tick, Vec<u32>>,
+    /// Places of dropped cells.
+    vacant: Vec<u32>,
+    export: Option<Outgoing>,
+    /// Neither a sweep nor an export is under way: nothing has to happen before a change.
+    quiet: bool,
     out: TickRows,
 }
 
 const NOWHERE: u32 = u32::MAX;
 
+/// Ticks in a day.
+const DAY_MS: u64 = (DAY_US / 1_000) as u64;
+
 impl Rolling {
     /// `home` are the levels whose entities this operator owns.
-    pub(crate) fn new(spec: Arc<FeatureSpec>, view: RegistryView, home: &[Level]) -> Rolling {
+    pub(crate) fn new(
+        part: StatePart,
+        spec: Arc<FeatureSpec>,
+        view: RegistryView,
+        home: &[Level],
+    ) -> Rolling {
         let mut levels = [false; 5];
         for level in home {
             levels[*level as usize] = true;
         }
         Rolling {
+            part,
+            keep_ms: evict::keep_ms(&spec),
             base_us: spec.base_pane_us(),
             grain: Grain::new(&spec),
             widest: spec.widest(),
@@ -150,14 +178,20 @@ impl Rolling {
             active: Vec::new(),
             sweep: 0,
             timers: BTreeMap::new(),
+            calm: 0,
+            leaving: BTreeMap::new(),
+            vacant: Vec::new(),
+            export: None,
+            quiet: true,
             out: TickRows::default(),
         }
     }
 
     /// Starts gathering `tick`, which must be greater than every tick before.
-    pub(crate) fn begin(&mut self, tick: Tick) {
+    /// `calm` says how far evaluations are put off ([`crate::graph::Mark::calm`]).
+    pub(crate) fn begin(&mut self, tick: Tick, calm: u8) {
         debug_assert!(tick > self.tick || self.tick == 0, "ticks ascend");
-        self.tick = tick;
+        (self.tick, self.calm) = (tick, calm);
         let start = (us_of_tick(tick) - 1).div_euclid(self.base_us) * self.base_us;
         self.main = start..start + self.base_us;
     }
@@ -222,25 +256,36 @@ impl Rolling {
         if self.places.len() <= entity.index() {
             self.places.resize(entity.index() + 1, NOWHERE);
         }
-        let place = u32::try_from(self.cells.len()).unwrap_or(NOWHERE);
-        self.places[entity.index()] = place;
         let calendar = self.calendar(&info.time_zone);
-        self.slots.push(Slot::default());
-        self.reaches.push(ReachState::new());
         let keeps = self.home[info.level as usize] && self.spec.keeps(info.level);
-        self.cells.push(Cell::new(
-            &info,
-            calendar,
-            if keeps { self.spec.windows.len() } else { 0 },
-        ));
-        if info.level == Level::Creative && self.home[Level::Campaign as usize] {
-            let campaign = self.place(info.ancestors[Level::Campaign as usize]);
-            let order = info.order;
-            let mut siblings = std::mem::take(&mut self.cells[campaign as usize].derived.children);
-            let at =
-                siblings.partition_point(|sibling| self.cells[*sibling as usize].order < order);
-            siblings.insert(at, place);
-            self.cells[campaign as usize].derived.children = siblings;
+        let windows = if keeps { self.spec.windows.len() } else { 0 };
+        let cell = Cell::new(&info, calendar, windows, self.tick);
+        let place = match self.vacant.pop() {
+            Some(place) => {
+                self.cells[place as usize] = cell;
+                place
+            }
+            None => {
+                self.cells.push(cell);
+                self.slots.push(Slot::default());
+                self.reaches.push(ReachState::new());
+                u32::try_from(self.cells.len() - 1).unwrap_or(NOWHERE)
+            }
+        };
+        self.places[entity.index()] = place;
+        if self.home[info.level as usize] {
+            self.leaving.entry(self.tick + self.keep_ms).or_default().push(place);
+        }
+        if info.level > Level::Campaign && self.home[Level::Campaign as usize] {
+            let campaign = self.place(info.ancestors[Level::Campaign as usize]) as usize;
+            self.cells[campaign].derived.lodgers += 1;
+            if info.level == Level::Creative {
+                let mut siblings = std::mem::take(&mut self.cells[campaign].derived.children);
+                let at = siblings
+                    .partition_point(|other| self.cells[*other as usize].order < info.order);
+                siblings.insert(at, place);
+                self.cells[campaign].derived.children = siblings;
+            }
         }
         place
     }
@@ -272,7 +317,7 @@ impl Rolling {
     /// Raises a sketch register, and those above it for as long as something changes.
     #[inline]
     fn raise(&mut self, place: u32, day: i64, register: Register) {
-        self.close_before_change(place);
+        self.before_change(place);
         if self.reaches[place as usize].raise(day, register) {
             let cell = &self.cells[place as usize];
             let above = self.parent_here(cell.level).map(|_| cell.parent);
@@ -293,7 +338,7 @@ impl Rolling {
                 return;
             }
             let place = self.place(entity);
-            self.close_before_change(place);
+            self.before_change(place);
             if !self.reaches[place as usize].raise(day, register) {
                 return;
             }
@@ -307,13 +352,14 @@ impl Rolling {
         level.parent().filter(|_| self.home[Level::Campaign as usize] && level > self.top)
     }
 
-    /// Rows that are due are closed before anything of a later tick touches their cell.
+    /// What is to be exported leaves, and rows that are due are closed, before anything of a later
+    /// tick touches their cell.
     #[inline]
-    fn close_before_change(&mut self, place: u32) {
-        if self.sweep == 0 {
-            // The sweep has been everywhere: nothing is due.
+    fn before_change(&mut self, place: u32) {
+        if self.quiet {
             return;
         }
+        self.leave_first(place);
         let cell = &self.cells[place as usize];
         if cell.active && cell.closed < self.due {
             self.close(place, self.due);
@@ -321,8 +367,8 @@ impl Rolling {
     }
 
     /// Ends the current tick: applies what was gathered, closes rows and evaluates entities.
-    /// `last` also closes every row that is still due, as no later tick will.
-    pub(crate) fn finish(&mut self, last: bool) -> TickRows {
+    /// `all` also closes every row that is still due: no later tick will, or an export begins.
+    pub(crate) fn finish(&mut self, all: bool) -> TickRows {
         let main = self.main.start.div_euclid(self.base_us);
         let mut strays = std::mem::take(&mut self.strays);
         strays.sort_unstable();
@@ -332,8 +378,9 @@ impl Rolling {
         self.apply_strays(&strays[late..]);
         strays.clear();
         self.strays = strays;
-        self.close_due(last);
+        self.close_due(all);
         self.evaluate_due();
+        self.update_quiet();
         std::mem::take(&mut self.out)
     }
 
@@ -391,7 +438,13 @@ impl Rolling {
 
     /// Adds a change of base pane `pane` to a cell of this operator.
     fn apply(&mut self, place: u32, pane: i64, stats: &Stats, user_impressions: i64) {
-        let due = self.due;
+        self.before_change(place);
+        let (due, time) = (self.due, pane * self.base_us);
+        let cell = &mut self.cells[place as usize];
+        let changed = std::mem::replace(&mut cell.changed, self.tick);
+        if changed / DAY_MS != self.tick / DAY_MS {
+            self.first_of_day(place, changed, time);
+        }
         let cell = &mut self.cells[place as usize];
         if cell.windows.is_empty() {
             return;
@@ -402,14 +455,12 @@ impl Rolling {
             cell.closed = cell.closed.max(due).max(pane);
             cell.skip_closed(&mut self.calendars[usize::from(cell.calendar)].panes, &self.grain);
         }
-        self.close_before_change(place);
         if pane > self.cells[place as usize].closed {
             self.close(place, pane);
         }
         let cell = &mut self.cells[place as usize];
         let panes = &mut self.calendars[usize::from(cell.calendar)].panes;
         cell.add(pane, stats, panes, &self.grain);
-        let time = pane * self.base_us;
         if user_impressions != 0 {
             self.reaches[place as usize].count(time.div_euclid(DAY_US), user_impressions);
         }
@@ -472,14 +523,15 @@ impl Rolling {
     }
 
     /// Closes rows that are due: all cells before the next boundary, a chunk of them in each tick.
-    fn close_due(&mut self, last: bool) {
+    fn close_due(&mut self, all: bool) {
         let boundary = us_of_tick(self.tick).div_euclid(self.base_us);
         if boundary > self.due {
             self.sweep(usize::MAX);
+            self.drop_silent();
             (self.due, self.due_tick) = (boundary, self.tick);
             self.sweep = self.active.len();
         }
-        self.sweep(if last { usize::MAX } else { SWEEP_CELLS });
+        self.sweep(if all { usize::MAX } else { SWEEP_CELLS });
     }
 
     /// Visits up to `limit` active cells from the back, and drops those that have become empty.
@@ -487,6 +539,7 @@ impl Rolling {
         for _ in 0..limit.min(self.sweep) {
             self.sweep -= 1;
             let place = self.active[self.sweep];
+            self.leave_first(place);
             if self.cells[place as usize].closed < self.due {
                 self.close(place, self.due);
             }
@@ -497,160 +550,33 @@ impl Rolling {
         }
     }
 
-    fn schedule_touched(&mut self, place: u32) {
-        if let Some(cadence) = self.spec.cadence {
-            let cell = &mut self.cells[place as usize];
-            let due = match cell.evaluated {
-                Some(last) => (last + cadence.busy_ms).max(self.tick),
-                None => self.tick,
-            };
-            if due < cell.due {
-                cell.due = due;
-                self.timers.entry(due).or_default().push(place);
-            }
-        }
+    fn update_quiet(&mut self) {
+        self.quiet = self.sweep == 0 && self.export.is_none();
     }
 
-    /// Evaluates every cell whose time has come.
-    fn evaluate_due(&mut self) {
-        let Some(cadence) = self.spec.cadence else { return };
-        let mut due = Vec::new();
-        while let Some(entry) = self.timers.first_entry().filter(|entry| *entry.key() <= self.tick)
-        {
-            let (when, places) = entry.remove_entry();
-            // A timer that was overtaken by an earlier one has nothing left to do.
-            due.extend(places.into_iter().filter(|place| {
-                let cell = &mut self.cells[*place as usize];
-                let current = cell.due == when;
-                if current {
-                    cell.due = Tick::MAX;
-                }
-                current
-            }));
-        }
-        // Campaigns before their creatives, which shrink toward them; never by order of arrival.
-        due.sort_unstable_by_key(|place| {
-            let cell = &self.cells[*place as usize];
-            (cell.level, cell.order)
-        });
-        for place in due {
-            self.evaluate(place);
-            let tick = self.tick;
-            let cell = &mut self.cells[place as usize];
-            cell.evaluated = Some(tick);
-            if !cell.is_empty() {
-                let until_phase = (cell.order.wrapping_sub(tick + 1)) % cadence.idle_ms;
-                cell.due = (tick + 1 + until_phase).max(tick + cadence.busy_ms);
-                self.timers.entry(cell.due).or_default().push(place);
-            }
-        }
+    /// True when no row that is due is still to be closed.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.sweep == 0
     }
 
-    fn evaluate(&mut self, place: u32) {
-        let now = us_of_tick(self.tick);
-        let boundary = now.div_euclid(self.base_us);
-        if self.cells[place as usize].closed < boundary {
-            self.close(place, boundary);
-        }
-        self.learn_priors(place, boundary);
-        self.settle_verdicts(place, now);
-        let row = self.row(place, now, self.tick);
-        self.out.rows.push(row);
+    /// Entities that have a cell.
+    pub(crate) fn live_cells(&self) -> usize {
+        self.cells.len() - self.vacant.len()
     }
 
-    /// Moves the verdicts with a memory (fatigue, anomaly) on to `now`. Only evaluations do this,
-    /// so that it makes no difference whether closed rows are written or counted.
-    fn settle_verdicts(&mut self, place: u32, now: i64) {
-        let spec = &self.spec;
-        let cell = &mut self.cells[place as usize];
-        let frequency =
-            self.reaches[place as usize].over(now.div_euclid(DAY_US), spec.reach_days).frequency;
-        let today = (now - 1).div_euclid(DAY_US);
-        let verdict = cell.derived.fatigue.assess(&spec.fatigue, today, frequency);
-        cell.derived.fatigue.settle(&verdict);
-        if let Some(watch) = &mut cell.derived.anomaly {
-            watch.close(now.div_euclid(HOUR_US), &spec.anomaly);
-        }
-    }
-
-    /// The features of a cell as of `now`, known at `tick`; expires what has left the windows.
-    fn row(&mut self, place: u32, now: i64, tick: Tick) -> FeatureRow {
-        let (ctr_prior, cvr_prior) = self.priors_of(place, tick);
-        let spec = &self.spec;
-        let cell = &mut self.cells[place as usize];
-        let panes = &mut self.calendars[usize::from(cell.calendar)].panes;
-        let windows = cell.read(now, panes, &self.grain);
-        let sums = windows[self.widest];
-        let reach = self.reaches[place as usize].over(now.div_euclid(DAY_US), spec.reach_days);
-        // At midnight the day that has just ended is still the newest with anything in it.
-        let today = (now - 1).div_euclid(DAY_US);
-        let hour = now.div_euclid(HOUR_US);
-        FeatureRow {
-            entity: cell.entity,
-            tick,
-            windows,
-            ctr: ctr_prior.posterior(sums.clicks, sums.impressions),
-            cvr: cvr_prior.posterior(sums.conversions, sums.clicks),
-            reach,
-            fatigue: cell.derived.fatigue.assess(&spec.fatigue, today, reach.frequency),
-            anomaly: cell
-                .derived
-                .anomaly
-                .as_ref()
-                .map_or_else(Default::default, |watch| watch.clone().close(hour, &spec.anomaly)),
-        }
-    }
-
-    /// Creatives and ad groups shrink toward their campaign; everything above toward the default.
-    fn priors_of(&self, place: u32, tick: Tick) -> (Prior, Prior) {
-        let cell = &self.cells[place as usize];
-        let campaign = match cell.level {
-            Level::Creative | Level::AdGroup => self.places.get(cell.campaign.index()),
-            _ => None,
-        };
-        campaign
-            .and_then(|place| self.cells.get(*place as usize)?.derived.priors)
-            .and_then(|priors| if priors.since <= tick { Some(priors.now) } else { priors.before })
-            .unwrap_or((self.spec.ctr_prior, self.spec.cvr_prior))
-    }
-
-    /// Learns the priors of a campaign from its creatives, once per base pane.
-    fn learn_priors(&mut self, place: u32, boundary: i64) {
-        let start = boundary * self.base_us;
-        let cell = &mut self.cells[place as usize];
-        let known = cell.derived.priors.is_some_and(|priors| us_of_tick(priors.since) >= start);
-        if cell.level != Level::Campaign || known {
-            return;
-        }
-        let children = std::mem::take(&mut cell.derived.children);
-        let mut sums = Vec::with_capacity(children.len());
-        for &child in &children {
-            if self.cells[child as usize].active && self.cells[child as usize].closed < boundary {
-                self.close(child, boundary);
-            }
-            let child = &mut self.cells[child as usize];
-            let panes = &mut self.calendars[usize::from(child.calendar)].panes;
-            sums.push(child.sums(self.widest, start, panes, &self.grain));
-        }
-        let rates = |pair: fn(&Stats) -> (i64, i64), fallback| {
-            Prior::learn(sums.iter().map(pair), fallback)
-        };
-        let now = (
-            rates(|sums| (sums.clicks, sums.impressions), self.spec.ctr_prior),
-            rates(|sums| (sums.conversions, sums.clicks), self.spec.cvr_prior),
-        );
-        let cell = &mut self.cells[place as usize];
-        cell.derived.children = children;
-        let before = cell.derived.priors.map(|priors| priors.now);
-        cell.derived.priors = Some(Priors { since: self.tick, now, before });
-    }
-
-    /// Bytes of state on the heap, for the memory figures.
+    /// Bytes of state on the heap.
     pub(crate) fn heap_bytes(&self) -> usize {
-        let cells: usize = self.cells.iter().map(Cell::heap_bytes).sum();
-        cells
+        let timers = |timers: &BTreeMap<Tick, Vec<u32>>| {
+            timers.values().map(|places| places.capacity() * size_of::<u32>() + 48).sum::<usize>()
+        };
+        self.cells.iter().map(Cell::heap_bytes).sum::<usize>()
+            + self.reaches.iter().map(ReachState::heap_bytes).sum::<usize>()
             + self.cells.capacity() * size_of::<Cell>()
             + self.slots.capacity() * size_of::<Slot>()
-            + self.places.capacity() * size_of::<u32>()
+            + self.reaches.capacity() * size_of::<ReachState>()
+            + (self.places.capacity() + self.active.capacity() + self.vacant.capacity())
+                * size_of::<u32>()
+            + timers(&self.timers)
+            + timers(&self.leaving)
     }
 }

@@ -7,12 +7,12 @@
 //! the back and leave at the front in O(1); changing one in the middle (late or restated data)
 //! rewrites the log, which is at most one window long.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::model::Stats;
 
 /// Panes in ascending order of their number, without duplicates.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PaneLog {
     bytes: Vec<u8>,
     /// Offset of the first live byte; the dead prefix is dropped when it outgrows the rest.
@@ -22,6 +22,20 @@ pub(crate) struct PaneLog {
     first: i64,
     /// Number of the last pane.
     last: i64,
+}
+
+/// Only what is live is written.
+impl Serialize for PaneLog {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (&self.bytes[self.start..], self.first, self.last).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for PaneLog {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<PaneLog, D::Error> {
+        let (bytes, first, last) = Deserialize::deserialize(deserializer)?;
+        Ok(PaneLog { bytes, start: 0, first, last })
+    }
 }
 
 impl PaneLog {

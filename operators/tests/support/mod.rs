@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use omnify_operators::frame;
-use omnify_operators::graph::{self, Part};
+use omnify_operators::graph::{self, Mark, Part};
 use omnify_operators::intake::Refusal;
 use omnify_operators::model::{
-    EntityKey, Event, FeatureRow, Frame, Registry, RegistryView, ReportRow, Stats, Tick,
+    EntityKey, Event, FeatureRow, Frame, NO_ID, Registry, RegistryView, ReportRow, Stats, Tick,
 };
 use omnify_operators::spec::FeatureSpec;
 
@@ -38,6 +38,14 @@ pub(crate) struct Output {
 pub(crate) struct Inputs {
     pub(crate) events: Vec<Event>,
     pub(crate) reports: Vec<ReportRow>,
+    pub(crate) calm: u8,
+}
+
+impl Inputs {
+    pub(crate) fn mark(&self, last: bool) -> Mark {
+        let ids = self.events.iter().filter(|event| event.id != NO_ID).count() as u64;
+        Mark { last, ids, calm: self.calm, ..Mark::default() }
+    }
 }
 
 /// Runs the graph on `workers` workers; the inputs of a tick are dealt out among them.
@@ -59,7 +67,7 @@ pub(crate) fn run(
             for (tick, input) in inputs.iter() {
                 graph.advance_to(*tick);
                 if index == 0 {
-                    graph.ticks.send(*tick == last);
+                    graph.ticks.send(input.mark(*tick == last));
                 }
                 let mine = |at: usize| at % peers == index;
                 for (at, event) in input.events.iter().enumerate() {

@@ -37,15 +37,11 @@ pub enum Reason {
     ClicksOverImpressions,
     /// A report row whose interval does not end after it starts.
     EmptyInterval,
-    /// An exact repetition of the last report row of the interval, or an event id seen before.
-    Duplicate,
-    /// A click or conversion of an entity that had no impression within `validation.entity_grace`.
-    UnknownEntity,
 }
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Reason; 19] = [
+    pub const ALL: [Reason; 17] = [
         Reason::Malformed,
         Reason::WrongColumns,
         Reason::LineTooLong,
@@ -63,8 +59,6 @@ impl Reason {
         Reason::BadName,
         Reason::ClicksOverImpressions,
         Reason::EmptyInterval,
-        Reason::Duplicate,
-        Reason::UnknownEntity,
     ];
 
     /// The stable code, as written to the history.
@@ -87,8 +81,6 @@ impl Reason {
             Reason::BadName => "bad_name",
             Reason::ClicksOverImpressions => "clicks_over_impressions",
             Reason::EmptyInterval => "empty_interval",
-            Reason::Duplicate => "duplicate",
-            Reason::UnknownEntity => "unknown_entity",
         }
     }
 }

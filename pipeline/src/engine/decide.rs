@@ -11,7 +11,9 @@ use omnify_decision::bid::BidBook;
 use omnify_decision::control::{Control, Outcome};
 use omnify_decision::stage::{Stage, TickOutput};
 use omnify_operators::invariant::{self, Invariant};
-use omnify_operators::model::{Event, EventKind, NO_USER, RegistryView, Tick};
+use omnify_operators::model::{
+    EntityKey, Event, EventKind, NO_USER, RegistryView, ReportRow, Tick,
+};
 use omnify_operators::{frame, graph::Part, intake::Refusal};
 use omnify_sinks::action::Dispatcher;
 use omnify_sinks::history::{DeadLetter, DecisionDigest, Summary};
@@ -233,16 +235,20 @@ impl Running {
             counters.watermarks = watermarks;
         }
         counters.held = parts.iter().map(|part| part.held).sum();
-        let mut refused = Vec::new();
+        let (mut refused, mut refused_reports) = (Vec::new(), Vec::new());
         for part in parts {
             counters.featured += part.featured + part.reports - part.restated;
             self.summary.panes_closed += part.panes_closed;
             refused.append(&mut part.refused);
+            refused_reports.append(&mut part.refused_reports);
         }
         refused.sort_unstable();
+        refused_reports.sort_unstable();
         let view = &mut self.decider.view;
         let mut dead: Vec<DeadLetter> = note.dead.clone();
         dead.extend(refused.iter().map(|(event, why)| letter(tick, event, *why, view)));
+        let reports = refused_reports.iter();
+        dead.extend(reports.map(|(row, why)| report_letter(tick, row, *why, view)));
         for letter in &dead {
             *counters.dead_letters.entry(letter.reason).or_default() += 1;
         }
@@ -406,13 +412,38 @@ fn letter(tick: Tick, event: &Event, why: Refusal, view: &mut RegistryView) -> D
         Refusal::TooLate => "older than the widest window",
         Refusal::HeldFull => "too many events are being held",
     };
-    DeadLetter::new(
-        tick,
-        "intake".into(),
-        0,
-        why.code(),
-        detail.to_owned(),
-        row.to_string().as_bytes(),
-    )
-    .of_tenant(key.tenant().into())
+    refused(tick, &key, why, detail, &row)
+}
+
+/// A report row refused by the graph, in the form in which it can be sent again.
+fn report_letter(tick: Tick, row: &ReportRow, why: Refusal, view: &mut RegistryView) -> DeadLetter {
+    let key = view.info(row.key.creative).key.clone();
+    let segment = |at| key.segment(at).unwrap_or_default();
+    let totals = &row.version.totals;
+    let again = serde_json::json!({
+        "type": "report", "start_us": row.key.start, "end_us": row.key.end,
+        "as_of_us": row.version.as_of,
+        "tenant": segment(0), "platform": segment(1), "account": segment(2),
+        "campaign": segment(3), "ad_group": segment(4), "creative": segment(5),
+        "impressions": totals.impressions, "clicks": totals.clicks,
+        "conversions": totals.conversions, "cost_micros": totals.cost_micros,
+        "revenue_micros": totals.revenue_micros,
+    });
+    let detail = match why {
+        Refusal::Duplicate => "repeats the newest row of its creative and interval exactly",
+        _ => "its interval ended longer ago than validation.restatement_horizon",
+    };
+    refused(tick, &key, why, detail, &again)
+}
+
+fn refused(
+    tick: Tick,
+    key: &EntityKey,
+    why: Refusal,
+    detail: &str,
+    row: &serde_json::Value,
+) -> DeadLetter {
+    let bytes = row.to_string();
+    DeadLetter::new(tick, "intake".into(), 0, why.code(), detail.to_owned(), bytes.as_bytes())
+        .of_tenant(key.tenant().into())
 }

@@ -1,7 +1,7 @@
 //! A live engine: closed ticks come through a bounded queue.
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
-use omnify_operators::graph::Graph;
+use omnify_operators::graph::{Graph, Mark};
 use omnify_operators::model::{Event, ReportRow, Tick};
 
 use super::{Fed, Feed};
@@ -93,7 +93,9 @@ impl Feed for LiveFeed {
         match self.receiver.try_recv() {
             Ok(Message::Batch(batch)) => {
                 let TickBatch { tick, events, reports, note, last } = *batch;
-                super::send(graph, tick, Vec::new(), last);
+                graph.advance_to(tick);
+                let ids = events.iter().map(|batch| super::ids(batch)).sum();
+                graph.ticks.send(Mark { last, ids, ..Mark::default() });
                 for mut events in events {
                     graph.events.send_batch(&mut events);
                 }

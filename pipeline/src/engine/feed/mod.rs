@@ -13,8 +13,8 @@ pub use files::{FileFeed, Finish};
 pub use live::{LiveFeed, LiveQueue, TickBatch};
 pub use record::RecordFeed;
 
-use omnify_operators::graph::Graph;
-use omnify_operators::model::{Event, Tick};
+use omnify_operators::graph::{Graph, Mark};
+use omnify_operators::model::{Event, NO_ID, Tick};
 
 use super::note::Notes;
 
@@ -38,6 +38,11 @@ pub trait Feed {
 /// Sends `events`, announced, at `tick`. The batch travels as one container, uncopied.
 fn send(graph: &mut Graph, tick: Tick, mut events: Vec<Event>, last: bool) {
     graph.advance_to(tick);
-    graph.ticks.send(last);
+    graph.ticks.send(Mark { last, ids: ids(&events), ..Mark::default() });
     graph.events.send_batch(&mut events);
+}
+
+/// Number of events with an id.
+fn ids(events: &[Event]) -> u64 {
+    events.iter().filter(|event| event.id != NO_ID).count() as u64
 }

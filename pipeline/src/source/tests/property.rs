@@ -50,7 +50,7 @@ fn rowish() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn small() -> Limits {
-    Limits { line_bytes_max: 96, dead_bytes_max: 16, reports_max: 4, ..Limits::default() }
+    Limits { line_bytes_max: 96, dead_bytes_max: 16, ..Limits::default() }
 }
 
 fn consume(bytes: &[u8], name: &str) -> Option<Batch> {
