@@ -7,5 +7,6 @@
 
 pub mod action;
 pub mod history;
+pub mod journal;
 pub mod serve;
 pub mod telemetry;
