@@ -300,6 +300,8 @@ fn detectors(config: &Config, check: &mut Check) {
 
 fn decision(config: &Config, check: &mut Check) {
     check.span("decision.action_ttl", config.decision.action_ttl);
+    check.span("decision.approval_ttl", config.decision.approval_ttl);
+    check.at_least_one("decision.approvals_max", config.decision.approvals_max);
     let controller = &config.controller;
     check.span("controller.period", controller.period);
     check.span("controller.horizon", controller.horizon);

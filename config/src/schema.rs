@@ -179,6 +179,12 @@ pub struct Decision {
     pub autonomy: Autonomy,
     /// Time after which an action that was not executed is stale and expires.
     pub action_ttl: Span,
+    /// Time people have to answer a proposal; then it expires, as the numbers behind it are old.
+    pub approval_ttl: Span,
+    /// Proposals of one tenant that wait at most; at the bound the oldest expires.
+    pub approvals_max: usize,
+    /// Goals of one tenant that stand at most once more are sent while the engine runs.
+    pub goals_max: usize,
     /// Model file written by `omnify learn`; a newer one takes effect within seconds, without a
     /// restart.
     pub model_file: String,

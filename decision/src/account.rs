@@ -1,11 +1,13 @@
 //! What the campaigns of an account share: the local day, the spend plan, and when it was heard.
 
 use omnify_operators::model::EventTime;
+use serde::{Deserialize, Serialize};
 
 use crate::day::LocalDay;
 use crate::plan::SpendPlan;
 
 /// What an account shares among its campaigns.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Account {
     pub(crate) day: LocalDay,
     pub(crate) plan: SpendPlan,
@@ -21,6 +23,11 @@ impl Account {
         let day = LocalDay::holding(zone, now_us);
         let plan = SpendPlan::new(day.position(now_us));
         Account { day, plan, heard_us: now_us, recent_micros: 0 }
+    }
+
+    /// Whether its numbers can be one's own, after reading them.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.day.weekday < 7
     }
 
     /// Moves on to the local day that holds `now_us`.

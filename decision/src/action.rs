@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use omnify_operators::model::{EntityInfo, EntityKey, FeatureRow, Tick};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Delivery status of an entity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -104,9 +104,8 @@ impl Setting {
     }
 }
 
-/// 128-bit deterministic id, written as 32 hex digits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+/// 128-bit deterministic id, written as 32 hex digits; in binary formats as its bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(pub [u8; 16]);
 
 impl fmt::Display for Id {
@@ -118,6 +117,25 @@ impl fmt::Display for Id {
 impl fmt::Debug for Id {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for Id {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            return serializer.collect_str(self);
+        }
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Id, D::Error> {
+        if deserializer.is_human_readable() {
+            return Id::try_from(String::deserialize(deserializer)?)
+                .map_err(serde::de::Error::custom);
+        }
+        <[u8; 16]>::deserialize(deserializer).map(Id)
     }
 }
 

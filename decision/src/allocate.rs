@@ -16,6 +16,8 @@
 //!
 //! Spend follows demand, so a fit without planned perturbation overstates b; the prior holds it.
 
+use serde::{Deserialize, Serialize};
+
 /// Prior of b, and its standard deviation.
 const POWER_PRIOR: (f64, f64) = (0.6, 0.15);
 /// Prior standard deviation of ln A around the first observation.
@@ -28,7 +30,7 @@ const DAY_NOISE: f64 = 0.04;
 const BISECTIONS: usize = 80;
 
 /// Learned response of a campaign.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Response {
     ln_scale: f64,
     power: f64,

@@ -15,9 +15,10 @@ use std::sync::Arc;
 use omnify_operators::model::{EntityKey, Level, Tick};
 use serde::{Deserialize, Serialize};
 
-use crate::codes::reason;
+use crate::codes::{CodeName, reason};
 use crate::goal::Pricing;
 use crate::model::{ClickModel, Context, Rates};
+use crate::wire::code_option;
 
 /// How the exchange prices a won impression.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,14 +75,15 @@ pub struct BidAnswer {
 }
 
 /// What the stage publishes of a campaign.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Quote {
     /// Name of the goal.
     pub goal: Arc<str>,
     /// Bid of a usual opportunity; `None` while there is no bid or delivery is stopped.
     pub bid_micros: Option<i64>,
     /// Why there is no bid.
-    pub stopped: Option<&'static str>,
+    #[serde(with = "code_option")]
+    pub stopped: Option<CodeName>,
     /// Budget dual.
     pub mu: f64,
     /// KPI dual; 0 without a KPI.

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use omnify_operators::model::{DAY_US, EntityInfo, FeatureRow, HOUR_US, Tick, us_of_tick};
+use serde::{Deserialize, Serialize};
 
 use crate::account::Account;
 use crate::action::{Setting, Status};
@@ -18,30 +19,13 @@ use crate::day::LocalDay;
 use crate::draft::{Draft, Outcomes};
 use crate::dual::{Binding, Duals, Pace};
 use crate::goal::{Goal, Pricing};
+use crate::goals::{Objective, active};
 use crate::guardrail::{Driver, Facts, Proposal};
 use crate::ledger::{Owner, Purse, is_paused};
 use crate::model::{ClickModel, Context, Rates};
-use crate::policy::Policy;
 use crate::portfolio::Allotment;
 use crate::steer::{Watched, complexity, explain, explore, kpi, ms_to_us, pacing, predict};
 use crate::view::{Basis, Unit, View, Windows};
-
-/// A goal ready for use.
-pub(crate) struct Objective {
-    /// Position among the goals.
-    pub(crate) at: usize,
-    pub(crate) goal: Goal,
-    pub(crate) name: Arc<str>,
-    pub(crate) policy: Box<dyn Policy>,
-}
-
-impl Objective {
-    /// Whether the goal's dates hold the instant.
-    pub(crate) fn active(&self, now_us: i64) -> bool {
-        self.goal.start.is_none_or(|start| start <= now_us)
-            && self.goal.end.is_none_or(|end| now_us < end)
-    }
-}
 
 /// What every decision of a tick has in common.
 pub(crate) struct Scene<'a> {
@@ -66,24 +50,31 @@ struct Moment {
     blast_radius: f64,
 }
 
-/// State of one campaign.
+/// One campaign: who it is, which goals cover it, and what is remembered of it.
+#[derive(Clone)]
 pub(crate) struct Campaign {
     pub(crate) info: Arc<EntityInfo>,
+    /// The goals that cover it, the most specific first.
+    pub(crate) covering: Vec<Arc<Objective>>,
+    pub(crate) memory: Memory,
+}
+
+/// Everything about a campaign that a restart must bring back.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Memory {
     /// Position of its owner in the ledger.
     pub(crate) owner: usize,
-    /// Positions of the goals that cover it, the most specific first.
-    pub(crate) covering: Vec<usize>,
     /// The last row seen.
     pub(crate) row: FeatureRow,
     /// Its part of a portfolio.
     pub(crate) allotment: Option<Allotment>,
-    /// What the portfolio counts it with.
-    pub(crate) counted_micros: i64,
+    /// The goal whose portfolio counts it, and with how much.
+    pub(crate) counted: Option<(Arc<str>, i64)>,
     /// Learned response, for the portfolio.
     pub(crate) response: Option<Response>,
     /// Whether a row came since the response was last updated.
     new_for_response: bool,
-    /// When it was last decided on.
+    /// When it was last decided on; 0 asks for a decision at the next wake.
     pub(crate) looked: Tick,
     /// Reviews since the last row.
     pub(crate) reviews: u32,
@@ -105,21 +96,26 @@ pub(crate) struct Campaign {
     model_rates: Option<(u64, i64, Rates)>,
 }
 
+impl Memory {
+    /// When delivery resumes after a spent day.
+    pub(crate) fn resumes_us(&self) -> Option<i64> {
+        self.stopped_day.map(|day| day.end_us)
+    }
+}
+
 impl Campaign {
     /// A campaign first met with `row`.
     pub(crate) fn new(
         info: &Arc<EntityInfo>,
         owner: usize,
-        covering: Vec<usize>,
+        covering: Vec<Arc<Objective>>,
         row: &FeatureRow,
     ) -> Campaign {
-        Campaign {
-            info: info.clone(),
+        let memory = Memory {
             owner,
-            covering,
             row: *row,
             allotment: None,
-            counted_micros: 0,
+            counted: None,
             response: None,
             new_for_response: false,
             looked: row.tick,
@@ -136,12 +132,19 @@ impl Campaign {
             worth: 0.0,
             model_version: 0,
             model_rates: None,
-        }
+        };
+        Campaign { info: info.clone(), covering, memory }
     }
 
-    /// When delivery resumes after a spent day.
-    pub(crate) fn resumes_us(&self) -> Option<i64> {
-        self.stopped_day.map(|day| day.end_us)
+    /// The first of the covering goals whose dates hold the instant.
+    pub(crate) fn objective(&self, now_us: i64) -> Option<&Arc<Objective>> {
+        active(&self.covering, now_us)
+    }
+
+    /// Name of its goal, if that is a portfolio.
+    pub(crate) fn portfolio(&self, now_us: i64) -> Option<Arc<str>> {
+        let objective = self.objective(now_us)?;
+        objective.goal.portfolio_budget_micros.map(|_| objective.name.clone())
     }
 
     /// Takes in a new row and teaches the account's plan what was spent since the last: not as it
@@ -154,38 +157,37 @@ impl Campaign {
         owner: &Owner,
     ) {
         let row_us = us_of_tick(row.tick);
-        self.gap_us = row_us - us_of_tick(self.row.tick);
-        self.row = *row;
-        self.reviews = 0;
-        self.new_for_response = true;
+        self.memory.gap_us = row_us - us_of_tick(self.memory.row.tick);
+        self.memory.row = *row;
+        self.memory.reviews = 0;
+        self.memory.new_for_response = true;
         let spent = View::at(windows, row, row_us, account.day.start_us).today.cost_micros;
-        let (noted_day_us, noted) = self.noted;
+        let (noted_day_us, noted) = self.memory.noted;
         let before = if noted_day_us == account.day.start_us { noted } else { 0 };
         if noted_day_us != account.day.start_us {
-            self.bid_of_day = owner.actual.bid_micros;
+            self.memory.bid_of_day = owner.actual.bid_micros;
         }
         if noted_day_us != i64::MIN && spent != before {
             let position = account.day.position(row_us);
             account.plan.note(position, (spent - before) as f64 * self.at_bid_of_day(owner));
         }
-        self.noted = (account.day.start_us, spent);
+        self.memory.noted = (account.day.start_us, spent);
     }
 
     /// Invariant 8, as of the last decision.
     pub(crate) fn books_balance(&self) -> bool {
-        self.purse.balances()
+        self.memory.purse.balances()
     }
 
-    /// Brings the portfolio's total up to date with this campaign's budget.
-    pub(crate) fn count(&mut self, owner: &Owner, total: &mut i64) {
-        let now = owner.budget_at_most();
-        *total += now - std::mem::replace(&mut self.counted_micros, now);
+    /// What the portfolio of `goal` counts this campaign with.
+    pub(crate) fn counted_by(&self, goal: &Arc<str>) -> i64 {
+        self.memory.counted.as_ref().filter(|(by, _)| by == goal).map_or(0, |(_, micros)| *micros)
     }
 
     /// What spend would have been at the bid of the day's first row, over what it was.
     fn at_bid_of_day(&self, owner: &Owner) -> f64 {
-        let elasticity = self.duals.map_or(1.0, |duals| duals.elasticity().used());
-        match (self.bid_of_day, owner.actual.bid_micros) {
+        let elasticity = self.memory.duals.map_or(1.0, |duals| duals.elasticity().used());
+        match (self.memory.bid_of_day, owner.actual.bid_micros) {
             (Some(first), Some(now)) if first > 0 && now > 0 => {
                 (first as f64 / now as f64).powf(elasticity)
             }
@@ -203,14 +205,20 @@ impl Campaign {
     ) -> Outcomes {
         let (config, goal, now_us) = (scene.config, &objective.goal, scene.now_us);
         let info = self.info.clone();
-        let mut draft =
-            Draft::new(&info, scene.tick, &objective.name, objective.policy.code(), &self.row);
+        let mut draft = Draft::new(
+            &info,
+            scene.tick,
+            &objective.name,
+            objective.policy.code(),
+            &self.memory.row,
+        );
         draft.model_version = scene.model.map_or(0, ClickModel::version);
-        if us_of_tick(self.row.tick) < now_us {
+        if us_of_tick(self.memory.row.tick) < now_us {
             draft.reasons.push(reason::REVIEW);
         }
-        let view = View::at(scene.windows, &self.row, now_us, account.day.start_us);
-        let allotment = self.allotment.filter(|allotment| allotment.goal == objective.at);
+        let view = View::at(scene.windows, &self.memory.row, now_us, account.day.start_us);
+        let allotment =
+            self.memory.allotment.as_ref().filter(|allotment| allotment.goal == objective.name);
         let wished =
             allotment.map_or(goal.daily_budget_micros, |allotment| allotment.budget_micros);
         let actual = owner.actual.budget_micros;
@@ -221,28 +229,28 @@ impl Campaign {
         }
         // The platform stops at its own budget, whatever is wished.
         let in_force = actual.map_or(budget, |actual| actual.min(budget));
-        let (first_seen_us, gap_us) = (self.first_seen_us, self.gap_us);
+        let (first_seen_us, gap_us) = (self.memory.first_seen_us, self.memory.gap_us);
         let watched = Watched { now_us, first_seen_us, gap_us };
         let gains = &config.controller;
         let pacing = pacing(gains, account, &view, goal.pricing, in_force, &watched);
         draft.pacing_error = pacing.error;
-        self.purse = Purse::open(in_force);
+        self.memory.purse = Purse::open(in_force);
         let until_next = pacing.until_next_micros;
-        let committed = self.purse.commit(pacing.spent_micros, until_next);
-        let out_of_budget = self.purse.left_micros() == 0 || committed < until_next;
+        let committed = self.memory.purse.commit(pacing.spent_micros, until_next);
+        let out_of_budget = self.memory.purse.left_micros() == 0 || committed < until_next;
 
         if let Some(flight) = &owner.in_flight {
             return draft.hold(if flight.unknown { reason::UNSETTLED } else { reason::IN_FLIGHT });
         }
         if owner.take_drift() {
-            self.duals = None;
+            self.memory.duals = None;
             return draft.hold(reason::DRIFT);
         }
         let mut facts = self.facts(scene, goal, account, owner, &view);
         facts.budget_left = !out_of_budget;
         if is_paused(&owner.actual) {
             let setting = Setting::Status { status: Status::Enabled };
-            return match self.stopped_day {
+            return match self.memory.stopped_day {
                 None => draft.hold(reason::PAUSED),
                 Some(day) if day == account.day || out_of_budget => {
                     draft.hold(reason::BUDGET_SPENT)
@@ -254,19 +262,19 @@ impl Campaign {
                 }
             };
         }
-        self.stopped_day = None; // it delivers, whoever switched it on
+        self.memory.stopped_day = None; // it delivers, whoever switched it on
         if out_of_budget {
             draft.reasons.insert(0, reason::BUDGET_SPENT);
             let setting = Setting::Status { status: Status::Paused };
             let stop = Proposal { setting, driver: Driver::Stop, certainty: 1.0 };
             let out = draft.ruled(config, &facts, None, stop, &info.key, Some(owner));
             if out.action.is_some() {
-                self.stopped_day = Some(account.day);
+                self.memory.stopped_day = Some(account.day);
                 account.plan.interrupt(account.day.position(now_us));
             }
             return out;
         }
-        if let Some((driver, why)) = budget_change(owner, budget, allotment.as_ref(), now_us)
+        if let Some((driver, why)) = budget_change(owner, budget, allotment, now_us)
             && owner.rejected != Some(Setting::Budget { budget_micros: budget })
         {
             facts.before_micros = owner.actual.budget_micros;
@@ -298,14 +306,14 @@ impl Campaign {
         let Moment { mut draft, mut facts, view, pace, blast_radius } = moment;
         let (config, goal) = (scene.config, &objective.goal);
         facts.before_micros = owner.actual.bid_micros;
-        let due = self.duals.is_none_or(|duals| {
+        let due = self.memory.duals.is_none_or(|duals| {
             scene.now_us - duals.updated_us() >= ms_to_us(config.controller.period_ms)
         });
         if !due {
             return draft.hold(reason::BETWEEN_UPDATES);
         }
         let events_min = config.guardrails.events_min;
-        let unit = objective.policy.unit(&view, self.unit, events_min);
+        let unit = objective.policy.unit(&view, self.memory.unit, events_min);
         let Some(basis) = self.basis(scene, goal.pricing, &view) else {
             return draft.hold(reason::NO_ESTIMATE);
         };
@@ -333,8 +341,9 @@ impl Campaign {
         };
         let bid = bid_micros as f64;
         let now_us = scene.now_us;
-        let duals = self.duals.get_or_insert_with(|| Duals::at_bid(bid, worth, price, now_us));
-        let fresh = us_of_tick(self.row.tick) >= now_us;
+        let duals =
+            self.memory.duals.get_or_insert_with(|| Duals::at_bid(bid, worth, price, now_us));
+        let fresh = us_of_tick(self.memory.row.tick) >= now_us;
         let kpi = price.map(|price| kpi(&view, &basis, (unit, price), events_min, fresh));
         let step = duals.update(&config.controller, now_us, (bid, worth), &pace, kpi.as_ref());
         explain(&mut draft.reasons, &step);
@@ -407,31 +416,32 @@ impl Campaign {
         let key = self.info.key.clone();
         let out = draft.ruled(scene.config, &facts, None, start, &key, Some(owner));
         if let Some(bid_micros) = out.action.as_ref().and_then(|action| action.desired.micros()) {
-            self.duals = Some(Duals::at_bid(bid_micros as f64, worth, price_of_goal, scene.now_us));
+            self.memory.duals =
+                Some(Duals::at_bid(bid_micros as f64, worth, price_of_goal, scene.now_us));
         }
         out
     }
 
     /// A change of unit or model must not move the bid by itself; only the multiplier is restated.
     fn keep_bid_through_change_of_basis(&mut self, unit: Unit, worth: f64, model_version: u64) {
-        let changed =
-            self.unit.is_some_and(|before| before != unit) || self.model_version != model_version;
-        if let Some(duals) = self.duals.as_mut().filter(|_| changed) {
-            duals.rebase(self.worth, worth);
+        let changed = self.memory.unit.is_some_and(|before| before != unit)
+            || self.memory.model_version != model_version;
+        if let Some(duals) = self.memory.duals.as_mut().filter(|_| changed) {
+            duals.rebase(self.memory.worth, worth);
         }
-        self.unit = Some(unit);
-        self.worth = worth;
-        self.model_version = model_version;
+        self.memory.unit = Some(unit);
+        self.memory.worth = worth;
+        self.memory.model_version = model_version;
     }
 
     /// Rates from the model, averaged over the hours of the UTC day so that a bid does not follow
     /// the clock, else from the row.
     fn basis(&mut self, scene: &Scene<'_>, pricing: Pricing, view: &View) -> Option<Basis> {
         let Some(model) = scene.model else {
-            return Basis::of(&self.row, view, pricing);
+            return Basis::of(&self.memory.row, view, pricing);
         };
         let (version, day) = (model.version(), scene.now_us.div_euclid(DAY_US));
-        let cached = self.model_rates.filter(|known| (known.0, known.1) == (version, day));
+        let cached = self.memory.model_rates.filter(|known| (known.0, known.1) == (version, day));
         let rates = cached.map_or_else(
             || {
                 let mut mean = Rates { click: 0.0, conversion: 0.0 };
@@ -445,9 +455,9 @@ impl Campaign {
             },
             |known| known.2,
         );
-        self.model_rates = Some((version, day, rates));
+        self.memory.model_rates = Some((version, day, rates));
         let revenue_micros =
-            Basis::of(&self.row, view, pricing).map_or(0.0, |basis| basis.revenue_micros);
+            Basis::of(&self.memory.row, view, pricing).map_or(0.0, |basis| basis.revenue_micros);
         Some(Basis { rates, revenue_micros, pricing })
     }
 
@@ -465,10 +475,10 @@ impl Campaign {
             killed_global: scene.killed_global,
             killed_tenant: scene.killed_tenant,
             feed_late: now_us - account.heard_us > ms_to_us(limits.feed_late_ms),
-            anomaly: self.row.anomaly.alarm,
+            anomaly: self.memory.row.anomaly.alarm,
             events: view.long.conversions,
             matured_events: view.mature.conversions,
-            age_us: now_us - self.first_seen_us,
+            age_us: now_us - self.memory.first_seen_us,
             since_change_us: owner.changed_us.map(|changed| now_us - changed),
             moved_24h: owner.moved(now_us, DAY_US),
             moved_7d: owner.moved(now_us, 7 * DAY_US),
@@ -484,23 +494,24 @@ impl Campaign {
     /// What the bid book publishes of it.
     pub(crate) fn quote(&self, objective: &Objective, owner: &Owner) -> Quote {
         let goal = &objective.goal;
-        let stopped = match (is_paused(&owner.actual), self.stopped_day) {
+        let stopped = match (is_paused(&owner.actual), self.memory.stopped_day) {
             (true, Some(_)) => Some(reason::BUDGET_SPENT),
             (true, None) => Some(reason::PAUSED),
             (false, _) => None,
         };
-        let estimate = Rates { click: self.row.ctr.mean, conversion: self.row.cvr.mean };
+        let estimate =
+            Rates { click: self.memory.row.ctr.mean, conversion: self.memory.row.cvr.mean };
         Quote {
             goal: objective.name.clone(),
             bid_micros: owner.actual.bid_micros.filter(|_| stopped.is_none()),
             stopped,
-            mu: self.duals.map_or(0.0, |duals| duals.mu()),
+            mu: self.memory.duals.map_or(0.0, |duals| duals.mu()),
             lambda: match objective.policy.price_micros() {
-                Some(_) => self.duals.map_or(0.0, |duals| duals.lambda()),
+                Some(_) => self.memory.duals.map_or(0.0, |duals| duals.lambda()),
                 None => 0.0,
             },
-            rates: self.model_rates.map_or(estimate, |known| known.2),
-            counts_clicks: self.unit == Some(Unit::Clicks),
+            rates: self.memory.model_rates.map_or(estimate, |known| known.2),
+            counts_clicks: self.memory.unit == Some(Unit::Clicks),
             pricing: goal.pricing,
             floor_micros: goal.bid_floor_micros,
             cap_micros: goal.bid_cap_micros,
@@ -509,18 +520,18 @@ impl Campaign {
 
     /// Takes the last day into the learned response, if a row came since.
     pub(crate) fn learn_response(&mut self, objective: &Objective, windows: &Windows) {
-        if !std::mem::take(&mut self.new_for_response) {
+        if !std::mem::take(&mut self.memory.new_for_response) {
             return;
         }
-        let view = View::at(windows, &self.row, us_of_tick(self.row.tick), i64::MIN);
-        let Some(basis) = Basis::of(&self.row, &view, objective.goal.pricing) else {
+        let view = View::at(windows, &self.memory.row, us_of_tick(self.memory.row.tick), i64::MIN);
+        let Some(basis) = Basis::of(&self.memory.row, &view, objective.goal.pricing) else {
             return;
         };
-        let unit = self.unit.unwrap_or(Unit::Clicks);
+        let unit = self.memory.unit.unwrap_or(Unit::Clicks);
         let (spend, value) = (view.recent.cost_micros as f64, basis.realised(unit, &view.recent));
-        match &mut self.response {
+        match &mut self.memory.response {
             Some(response) => response.learn(spend, value, view.recent.clicks as f64),
-            None => self.response = Response::through(spend, value),
+            None => self.memory.response = Response::through(spend, value),
         }
     }
 }

@@ -11,6 +11,9 @@ pub struct Code {
     pub meaning: &'static str,
 }
 
+/// The name of a listed code.
+pub type CodeName = &'static str;
+
 macro_rules! codes {
     ($(#[$doc:meta])* $list:ident { $($name:ident = $code:literal, $meaning:literal;)* }) => {
         $(#[doc = $meaning] pub const $name: &str = $code;)*
@@ -116,6 +119,12 @@ pub mod alert {
             ANOMALY = "anomaly", "Delivery is unusual.";
         }
     }
+}
+
+/// The listed code of this name, of whatever kind.
+pub(crate) fn known(name: &str) -> Option<&'static str> {
+    let lists = [policy::ALL, reason::ALL, guardrail::ALL, alert::ALL];
+    lists.into_iter().flatten().map(|code| code.code).find(|code| *code == name)
 }
 
 #[cfg(test)]

@@ -170,6 +170,13 @@ pub struct StageConfig {
     pub seed: u64,
     /// An action not executed this long after its tick expires.
     pub action_ttl_ms: u64,
+    /// Most goals of one tenant (of the operator, for goals over several tenants) that stand at
+    /// once when more are sent as inputs.
+    pub goals_max: usize,
+    /// Proposals of one tenant that wait at most; at the bound the oldest expires.
+    pub approvals_max: usize,
+    /// A proposal nobody answered within this time expires.
+    pub approval_ttl_ms: u64,
 }
 
 impl Default for StageConfig {
@@ -187,6 +194,9 @@ impl Default for StageConfig {
             executor: ExecutorMode::default(),
             seed: 0,
             action_ttl_ms: 5 * MINUTE_MS,
+            goals_max: 1_000,
+            approvals_max: 500,
+            approval_ttl_ms: 4 * HOUR_MS,
         }
     }
 }
@@ -240,9 +250,22 @@ impl StageConfig {
         issues.unless(self.action_ttl_ms > 0, "action_ttl_ms", || {
             "0 expires every action at once: give it at least one second".to_owned()
         });
+        issues.unless(self.approvals_max > 0, "approvals_max", || {
+            "0 lets no proposal wait: give it at least 1".to_owned()
+        });
+        issues.unless(self.approval_ttl_ms > 0, "approval_ttl_ms", || {
+            "0 expires every proposal at once: give people time, for example 4 h".to_owned()
+        });
         check_limits(&mut issues, &self.guardrails, &self.controller);
         if issues.0.is_empty() { Ok(()) } else { Err(ConfigErrors(issues.0)) }
     }
+}
+
+/// Checks a goal by itself.
+pub(crate) fn check_one_goal(goal: &Goal) -> Result<(), ConfigErrors> {
+    let mut issues = Issues(Vec::new());
+    check_goal(&mut issues, "goal", goal);
+    if issues.0.is_empty() { Ok(()) } else { Err(ConfigErrors(issues.0)) }
 }
 
 struct Issues(Vec<ConfigIssue>);

@@ -5,6 +5,7 @@ use omnify_operators::model::EntityKey;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{Id, Setting, Status};
+use crate::goal::Goal;
 
 /// How an action ended, as told by its executor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +72,21 @@ pub enum Control {
     /// No action leaves for a tenant (or for all) until resumed. Computing goes on.
     Kill {
         /// The tenant, or `None` for everything.
+        tenant: Option<String>,
+    },
+    /// A goal is set: a new one, or in place of the one of the same name. Covering is worked out
+    /// anew for the campaigns concerned at the tick of the input.
+    Goal {
+        /// The goal.
+        goal: Goal,
+    },
+    /// A goal ends, whether it came from the configuration or as an input.
+    DropGoal {
+        /// Its name.
+        name: String,
+        /// Whom the sender speaks for: only a goal of this tenant is dropped. `None` for the
+        /// operator, who may drop any.
+        #[serde(default)]
         tenant: Option<String>,
     },
     /// Lifts a kill.

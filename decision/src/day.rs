@@ -3,9 +3,10 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use omnify_operators::model::{DAY_US, EventTime};
+use serde::{Deserialize, Serialize};
 
 /// A local day as instants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LocalDay {
     /// Local midnight, inclusive.
     pub(crate) start_us: EventTime,

@@ -1,183 +1,220 @@
-//! Deterministic ids, and the digest that says whether two runs decided the same.
+//! One hash over all decisions in order, and the canonical bytes of a decision.
 //!
-//! Everything hashed is written in little-endian bytes with lengths before texts, so that no two
-//! different decisions share an encoding. Dense entity ids are never part of it.
+//! Two runs that print the same digest made the same decisions on the same features, bit for bit:
+//! every field of a decision enters, floats by their bits, entities by key. The digest is chained
+//! by tick, so that it can be carried over a restart in 32 bytes.
 
-use omnify_operators::model::{EntityKey, FeatureRow, Stats, Tick};
+use std::fmt;
 
-use crate::action::{Decision, Id, Setting, Status};
+use omnify_operators::model::{FeatureRow, Stats, Tick};
 
-/// Id of an action: a function of owner, tick and desired setting (invariant 7).
-pub(crate) fn action_id(owner: &EntityKey, tick: Tick, desired: &Setting) -> Id {
-    let mut bytes = Bytes::new(b"omnify action");
-    bytes.text(owner.as_str());
-    bytes.u64(tick);
-    bytes.setting(Some(desired));
-    bytes.id()
+use crate::action::{Decision, Id, Prediction, Setting, Verdict};
+
+/// Everything of a decision that enters its check and the digest.
+pub struct Canonical<'a, S> {
+    /// Its id.
+    pub id: Id,
+    /// When it was made.
+    pub tick: Tick,
+    /// Path of the entity.
+    pub entity: &'a str,
+    /// Name of the goal.
+    pub goal: &'a str,
+    /// Name of the policy.
+    pub policy: &'a str,
+    /// Version of the model.
+    pub model_version: u64,
+    /// What it came to.
+    pub verdict: Verdict,
+    /// What was wanted.
+    pub proposed: Option<&'a Setting>,
+    /// What was let through.
+    pub granted: Option<&'a Setting>,
+    /// The action emitted.
+    pub action: Option<Id>,
+    /// Reason codes.
+    pub reasons: &'a [S],
+    /// Guardrails hit.
+    pub guardrails: &'a [S],
+    /// Expected effect.
+    pub predicted: Prediction,
+    /// Probability of the choice.
+    pub propensity: f64,
+    /// Spend against plan.
+    pub pacing_error: f64,
+    /// The features.
+    pub row: &'a FeatureRow,
 }
 
-/// Id of a decision: a function of entity, tick and policy.
-pub(crate) fn decision_id(entity: &EntityKey, tick: Tick, policy: &str) -> Id {
-    let mut bytes = Bytes::new(b"omnify decision");
-    bytes.text(entity.as_str());
-    bytes.u64(tick);
-    bytes.text(policy);
-    bytes.id()
-}
-
-/// A seed that is a function of (seed, entity, tick, policy): exploration draws from it.
-pub(crate) fn exploration_seed(seed: u64, entity: &EntityKey, tick: Tick, policy: &str) -> u64 {
-    let mut bytes = Bytes::new(b"omnify explore");
-    bytes.u64(seed);
-    bytes.text(entity.as_str());
-    bytes.u64(tick);
-    bytes.text(policy);
-    let mut word = [0; 8];
-    word.copy_from_slice(&bytes.id().0[..8]);
-    u64::from_le_bytes(word)
-}
-
-/// BLAKE3 over every decision of a run, in order.
-#[derive(Clone, Debug, Default)]
-pub struct Digest {
-    hasher: blake3::Hasher,
-    bytes: Bytes,
-    decisions: u64,
-}
-
-impl Digest {
-    /// An empty digest.
-    pub fn new() -> Digest {
-        Digest::default()
-    }
-
-    /// Adds the next decision.
-    pub fn push(&mut self, decision: &Decision) {
-        let bytes = &mut self.bytes;
-        bytes.buffer.clear();
-        bytes.u64(decision.tick);
-        bytes.text(decision.entity.key.as_str());
-        bytes.text(decision.policy);
-        bytes.text(&decision.goal);
-        bytes.u64(decision.model_version);
-        bytes.byte(decision.verdict as u8);
-        bytes.setting(decision.proposed.as_ref());
-        bytes.setting(decision.granted.as_ref());
-        match decision.action {
-            Some(id) => bytes.buffer.extend_from_slice(&id.0),
-            None => bytes.byte(0),
-        }
-        bytes.codes(&decision.reasons);
-        bytes.codes(&decision.guardrails);
-        bytes.u64(decision.propensity.to_bits());
-        bytes.row(&decision.row);
-        self.hasher.update(&bytes.buffer);
-        self.decisions += 1;
-    }
-
-    /// Decisions added so far.
-    pub fn decisions(&self) -> u64 {
-        self.decisions
-    }
-
-    /// The digest of all decisions added so far, as 64 hex digits; more may be added after.
-    pub fn finish_hex(&self) -> String {
-        self.hasher.finalize().to_hex().to_string()
-    }
-}
-
-#[derive(Clone, Debug, Default)]
-struct Bytes {
-    buffer: Vec<u8>,
-}
-
-impl Bytes {
-    fn new(domain: &[u8]) -> Bytes {
-        let mut buffer = Vec::with_capacity(160);
-        buffer.extend_from_slice(domain);
-        Bytes { buffer }
-    }
-
-    fn byte(&mut self, byte: u8) {
-        self.buffer.push(byte);
-    }
-
-    fn u64(&mut self, value: u64) {
-        self.buffer.extend_from_slice(&value.to_le_bytes());
-    }
-
-    fn i64(&mut self, value: i64) {
-        self.buffer.extend_from_slice(&value.to_le_bytes());
-    }
-
-    fn text(&mut self, text: &str) {
-        self.u64(text.len() as u64);
-        self.buffer.extend_from_slice(text.as_bytes());
-    }
-
-    fn codes(&mut self, codes: &[&str]) {
-        self.u64(codes.len() as u64);
-        codes.iter().for_each(|code| self.text(code));
-    }
-
-    fn setting(&mut self, setting: Option<&Setting>) {
-        match setting {
-            None => self.byte(0),
-            Some(Setting::Bid { bid_micros }) => {
-                self.byte(1);
-                self.i64(*bid_micros);
-            }
-            Some(Setting::Budget { budget_micros }) => {
-                self.byte(2);
-                self.i64(*budget_micros);
-            }
-            Some(Setting::Status { status }) => {
-                self.byte(3);
-                self.byte(u8::from(*status == Status::Enabled));
-            }
-            Some(Setting::Rotate { from, to }) => {
-                self.byte(4);
-                self.text(from.as_str());
-                self.text(to.as_str());
-            }
-            Some(Setting::Alert { code }) => {
-                self.byte(5);
-                self.text(code);
-            }
+impl<'a> From<&'a Decision> for Canonical<'a, &'static str> {
+    fn from(decision: &'a Decision) -> Self {
+        Canonical {
+            id: decision.id,
+            tick: decision.tick,
+            entity: decision.entity.key.as_str(),
+            goal: &decision.goal,
+            policy: decision.policy,
+            model_version: decision.model_version,
+            verdict: decision.verdict,
+            proposed: decision.proposed.as_ref(),
+            granted: decision.granted.as_ref(),
+            action: decision.action,
+            reasons: &decision.reasons,
+            guardrails: &decision.guardrails,
+            predicted: decision.predicted,
+            propensity: decision.propensity,
+            pacing_error: decision.pacing_error,
+            row: &decision.row,
         }
     }
+}
 
-    fn row(&mut self, row: &FeatureRow) {
-        self.u64(row.tick);
-        for Stats { impressions, clicks, conversions, cost_micros, revenue_micros } in &row.windows
+impl<S: AsRef<str>> Canonical<'_, S> {
+    /// Replaces `out` by the canonical bytes; `windows` is the number of configured windows.
+    pub fn encode(&self, windows: usize, out: &mut Vec<u8>) {
+        out.clear();
+        out.extend_from_slice(&self.id.0);
+        word(out, self.tick);
+        text(out, self.entity);
+        text(out, self.goal);
+        text(out, self.policy);
+        word(out, self.model_version);
+        text(out, self.verdict.name());
+        setting(out, self.proposed);
+        setting(out, self.granted);
+        out.extend_from_slice(&self.action.map_or([0; 16], |id| id.0));
+        for list in [self.reasons, self.guardrails] {
+            word(out, list.len() as u64);
+            list.iter().for_each(|code| text(out, code.as_ref()));
+        }
+        let Prediction { spend_micros, value, value_low, value_high } = self.predicted;
+        for number in
+            [spend_micros, value, value_low, value_high, self.propensity, self.pacing_error]
         {
-            for value in [impressions, clicks, conversions, cost_micros, revenue_micros] {
-                self.i64(*value);
-            }
+            word(out, number.to_bits());
         }
-    }
-
-    fn id(&self) -> Id {
-        let mut id = [0; 16];
-        id.copy_from_slice(&blake3::hash(&self.buffer).as_bytes()[..16]);
-        Id(id)
+        features(out, self.row, windows);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn word(out: &mut Vec<u8>, value: u64) {
+    out.extend_from_slice(&value.to_le_bytes());
+}
 
-    #[test]
-    fn ids_depend_on_every_part() {
-        let key = |text: &str| text.parse::<EntityKey>().unwrap();
-        let bid = |bid_micros| Setting::Bid { bid_micros };
-        let id = action_id(&key("t/p/a/c"), 1, &bid(5));
-        assert_eq!(id, action_id(&key("t/p/a/c"), 1, &bid(5)));
-        assert_ne!(id, action_id(&key("t/p/a/d"), 1, &bid(5)));
-        assert_ne!(id, action_id(&key("t/p/a/c"), 2, &bid(5)));
-        assert_ne!(id, action_id(&key("t/p/a/c"), 1, &bid(6)));
-        assert_ne!(id, action_id(&key("t/p/a/c"), 1, &Setting::Budget { budget_micros: 5 }));
-        assert_ne!(decision_id(&key("t"), 1, "a"), decision_id(&key("t"), 1, "b"));
+fn text(out: &mut Vec<u8>, value: &str) {
+    word(out, value.len() as u64);
+    out.extend_from_slice(value.as_bytes());
+}
+
+fn setting(out: &mut Vec<u8>, value: Option<&Setting>) {
+    text(out, &setting_json(value).unwrap_or_default());
+}
+
+/// A setting as stored in the history.
+pub fn setting_json(value: Option<&Setting>) -> Option<String> {
+    // A setting holds only integers and strings, which always serialise.
+    value.and_then(|setting| serde_json::to_string(setting).ok())
+}
+
+fn features(out: &mut Vec<u8>, row: &FeatureRow, windows: usize) {
+    word(out, row.tick);
+    for sums in &row.windows[..windows] {
+        let Stats { impressions, clicks, conversions, cost_micros, revenue_micros } = *sums;
+        for field in [impressions, clicks, conversions, cost_micros, revenue_micros] {
+            word(out, field as u64);
+        }
     }
+    for estimate in [&row.ctr, &row.cvr] {
+        for number in [estimate.mean, estimate.low, estimate.high] {
+            word(out, number.to_bits());
+        }
+        word(out, estimate.successes as u64);
+        word(out, estimate.trials as u64);
+    }
+    let fatigue = &row.fatigue;
+    text(out, fatigue.state.name());
+    for number in [
+        row.reach.users,
+        row.reach.frequency,
+        fatigue.baseline_ctr,
+        fatigue.ratio,
+        fatigue.probability,
+        fatigue.slope_per_day,
+        row.anomaly.score,
+    ] {
+        word(out, number.to_bits());
+    }
+    out.push(u8::from(fatigue.days_to_onset.is_some()));
+    word(out, fatigue.days_to_onset.unwrap_or_default().to_bits());
+    out.push(u8::from(row.anomaly.alarm));
+}
+
+/// The running hash over decisions.
+#[derive(Clone, Debug)]
+pub struct DecisionDigest {
+    chain: [u8; 32],
+    windows: usize,
+    open: blake3::Hasher,
+    pending: bool,
+    scratch: Vec<u8>,
+}
+
+impl DecisionDigest {
+    /// The digest of no decision, for a configuration with this number of windows.
+    pub fn new(windows: usize) -> DecisionDigest {
+        DecisionDigest::resume(windows, [0; 32])
+    }
+
+    /// Continues from an earlier value.
+    pub fn resume(windows: usize, chain: [u8; 32]) -> DecisionDigest {
+        let open = blake3::Hasher::new();
+        DecisionDigest { chain, windows, open, pending: false, scratch: Vec::new() }
+    }
+
+    /// Adds the next decision and returns its check (a 64-bit hash of its content).
+    pub fn absorb(&mut self, decision: &Decision) -> u64 {
+        self.absorb_canonical(&Canonical::from(decision))
+    }
+
+    /// [`DecisionDigest::absorb`] for a decision read back from where it was stored.
+    pub fn absorb_canonical<S: AsRef<str>>(&mut self, decision: &Canonical<'_, S>) -> u64 {
+        decision.encode(self.windows, &mut self.scratch);
+        self.open.update(&self.scratch);
+        self.pending = true;
+        xxhash_rust::xxh3::xxh3_64(&self.scratch)
+    }
+
+    /// Ends a tick. A tick without decisions changes nothing.
+    pub fn close_tick(&mut self) -> [u8; 32] {
+        if self.pending {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(&self.chain);
+            hasher.update(self.open.finalize().as_bytes());
+            self.chain = *hasher.finalize().as_bytes();
+            self.open.reset();
+            self.pending = false;
+        }
+        self.chain
+    }
+
+    /// The value after the last closed tick.
+    pub fn value(&self) -> [u8; 32] {
+        self.chain
+    }
+}
+
+impl fmt::Display for DecisionDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.chain))
+    }
+}
+
+/// Lower-case hex digits.
+pub fn hex(bytes: &[u8; 32]) -> String {
+    blake3::Hash::from_bytes(*bytes).to_hex().to_string()
+}
+
+/// Reads what [`hex`] wrote.
+pub fn unhex(text: &str) -> Option<[u8; 32]> {
+    blake3::Hash::from_hex(text).ok().map(|hash| *hash.as_bytes())
 }

@@ -10,8 +10,8 @@ use crate::autonomy::{Complexity, waits};
 use crate::codes::{guardrail, reason};
 use crate::config::{ExecutorMode, StageConfig};
 use crate::control::Outcome;
-use crate::digest::{action_id, decision_id};
 use crate::guardrail::{Driver, Facts, Proposal, crossed, judge};
+use crate::ids::{action_id, decision_id};
 use crate::ledger::Owner;
 
 /// A decision before the guardrails have spoken.

@@ -35,6 +35,8 @@
 //! **Anti-windup.** Brakes act from the bid in force; no multiplier strays further than `slack`
 //! above it or [`BELOW_MAX`] below it; the integral stands still while a guardrail cuts.
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::ControllerConfig;
 
 /// Furthest below the bid in force a multiplier may wander, in ln.
@@ -56,14 +58,14 @@ pub(crate) fn normal_cdf(z: f64) -> f64 {
 }
 
 /// Learned d ln(spend) / d ln(bid): a scalar Kalman filter with forgetting.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Elasticity {
     mean: f64,
     variance: f64,
     pending: Option<Pending>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 struct Pending {
     change: f64,
     rate: f64,
@@ -176,7 +178,7 @@ pub(crate) struct Step {
 }
 
 /// State of the controller of one campaign.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Duals {
     /// ln(1/μ): money per value at the margin.
     ln_budget: f64,

@@ -3,6 +3,8 @@
 use omnify_operators::model::{EntityKey, EventTime};
 use serde::{Deserialize, Serialize};
 
+use crate::config::{ConfigErrors, check_one_goal};
+
 /// What a goal optimises.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -37,8 +39,23 @@ pub enum Pricing {
     Cpc,
 }
 
-/// A goal, checked by `config`.
+/// A goal. Checked with the configuration, and again when it comes as an input
+/// ([`Control::Goal`](crate::control::Control::Goal)); amounts are in micros, instants in µs:
+///
+/// ```json
+/// {
+///   "name": "brand", "applies_to": "acme/meta/*",
+///   "objective": { "kind": "target_cpa", "cpa_micros": 2500000 },
+///   "daily_budget_micros": 100000000, "pricing": "cpm",
+///   "start": null, "end": null,
+///   "bid_floor_micros": 10000, "bid_cap_micros": 50000000,
+///   "portfolio_budget_micros": null
+/// }
+/// ```
+///
+/// `pricing`, `start`, `end`, `bid_floor_micros` and `portfolio_budget_micros` may be left out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Goal {
     /// Unique name.
     pub name: String,
@@ -50,12 +67,14 @@ pub struct Goal {
     /// Daily budget of each covered campaign in micros.
     pub daily_budget_micros: i64,
     /// How bids are priced.
+    #[serde(default)]
     pub pricing: Pricing,
     /// First instant, inclusive; `None` for no start.
     pub start: Option<EventTime>,
     /// Last instant, exclusive; `None` for no end.
     pub end: Option<EventTime>,
     /// Lowest bid ever set, in micros.
+    #[serde(default)]
     pub bid_floor_micros: i64,
     /// Highest bid ever set, in micros.
     pub bid_cap_micros: i64,
@@ -66,11 +85,27 @@ pub struct Goal {
 }
 
 impl Goal {
+    /// The tenant whose campaigns it covers; `None` when it reaches into several. Who speaks for
+    /// one tenant may only send goals of that tenant.
+    pub fn tenant(&self) -> Option<&str> {
+        self.applies_to.split('/').next().filter(|tenant| *tenant != "*")
+    }
+
+    /// Checks a goal that stands alone.
+    pub fn validate(&self) -> Result<(), ConfigErrors> {
+        check_one_goal(self)
+    }
+
     /// Whether the goal covers `campaign`.
     pub fn covers(&self, campaign: &EntityKey) -> bool {
         let mut segments = campaign.as_str().split('/');
         self.applies_to
             .split('/')
             .all(|want| segments.next().is_some_and(|have| want == "*" || want == have))
+    }
+
+    /// Number of segments that are named: the more, the more specific.
+    pub(crate) fn named(&self) -> usize {
+        self.applies_to.split('/').filter(|segment| *segment != "*").count()
     }
 }

@@ -12,11 +12,15 @@
 //! - Every applied change leaves its pre-image, so that it can be undone.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use omnify_operators::model::{DAY_US, EntityKey, Tick};
+use serde::{Deserialize, Serialize};
 
 use crate::action::{Action, Id, Setting, Status};
 use crate::control::{Actual, Outcome};
+use crate::pages::Pages;
+use crate::wire::{ActionWire, SettingWire, setting_option};
 
 /// Changes remembered per owner for the cumulative limits. With the default cooldown of 15 minutes
 /// seven days hold 672; at the bound the oldest are forgotten last and no change is granted.
@@ -25,19 +29,16 @@ const MOVES_MAX: usize = 1_024;
 const PRE_IMAGES_MAX: usize = 32;
 
 /// An action on its way.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InFlight {
-    /// Its id.
-    pub action: Id,
-    /// What it sets.
-    pub desired: Setting,
-    /// When it expires.
-    pub expires: Tick,
+    /// The action as it was emitted.
+    #[serde(with = "ActionWire")]
+    pub action: Action,
     /// True once its outcome was reported unknown.
     pub unknown: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 struct Move {
     at_us: i64,
     action: Id,
@@ -45,18 +46,19 @@ struct Move {
 }
 
 /// A setting as it was before one of our changes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PreImage {
     /// Tick of the change.
     pub tick: Tick,
     /// The action that changed it.
     pub action: Id,
     /// What was true before.
+    #[serde(with = "SettingWire")]
     pub before: Setting,
 }
 
 /// State of one owner of a bid, budget or status.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Owner {
     /// What is true at the platform, as far as known.
     pub actual: Actual,
@@ -65,6 +67,7 @@ pub struct Owner {
     /// The action on its way.
     pub in_flight: Option<InFlight>,
     /// The last setting the platform refused for good.
+    #[serde(with = "setting_option")]
     pub rejected: Option<Setting>,
     /// What was true before each of the last changes, oldest first.
     pub pre_images: VecDeque<PreImage>,
@@ -102,7 +105,7 @@ impl Owner {
 
     /// The budget the platform may hold: what it has, or what is on its way if that is more.
     pub(crate) fn budget_at_most(&self) -> i64 {
-        let coming = self.in_flight.as_ref().and_then(|flight| match flight.desired {
+        let coming = self.in_flight.as_ref().and_then(|flight| match flight.action.desired {
             Setting::Budget { budget_micros } => Some(budget_micros),
             _ => None,
         });
@@ -120,12 +123,7 @@ impl Owner {
         if self.in_flight.is_some() {
             return false;
         }
-        self.in_flight = Some(InFlight {
-            action: action.id,
-            desired: action.desired.clone(),
-            expires: action.expires,
-            unknown: false,
-        });
+        self.in_flight = Some(InFlight { action: action.clone(), unknown: false });
         set(&mut self.desired, &action.desired);
         self.changed_us = Some(now_us);
         let micros = |setting: &Setting| setting.micros().filter(|micros| *micros > 0);
@@ -150,7 +148,7 @@ impl Owner {
 
     /// An action ended. `false` when it was not in flight.
     pub(crate) fn acknowledge(&mut self, action: Id, outcome: &Outcome) -> bool {
-        let Some(flight) = self.in_flight.take_if(|flight| flight.action == action) else {
+        let Some(flight) = self.in_flight.take_if(|flight| flight.action.id == action) else {
             return false;
         };
         match outcome {
@@ -160,11 +158,11 @@ impl Owner {
             }
             Outcome::NoChange => {
                 self.rejected = None;
-                set(&mut self.actual, &flight.desired);
+                set(&mut self.actual, &flight.action.desired);
                 self.forget(action);
             }
             Outcome::Rejected { .. } => {
-                self.rejected = Some(flight.desired);
+                self.rejected = Some(flight.action.desired);
                 self.forget(action);
             }
             Outcome::Expired => self.forget(action),
@@ -179,12 +177,12 @@ impl Owner {
         let mut expected = self.actual.clone();
         if let Some(flight) = flight {
             let mut wanted = self.actual.clone();
-            set(&mut wanted, &flight.desired);
-            let applied = agrees(seen, &wanted) && holds(seen, &flight.desired);
+            set(&mut wanted, &flight.action.desired);
+            let applied = agrees(seen, &wanted) && holds(seen, &flight.action.desired);
             if applied {
                 expected = wanted;
-            } else if flight.unknown || now > flight.expires {
-                self.forget(flight.action);
+            } else if flight.unknown || now > flight.action.expires {
+                self.forget(flight.action.id);
             } else {
                 self.in_flight = Some(flight);
             }
@@ -234,11 +232,11 @@ fn holds(seen: &Actual, setting: &Setting) -> bool {
     }
 }
 
-/// All owners, found by key or by the position handed out. Never iterated.
-#[derive(Debug, Default)]
+/// All owners, found by key or by the position handed out, which is the order of their first use.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Ledger {
-    owners: Vec<Owner>,
-    index: HashMap<EntityKey, usize>,
+    owners: Pages<(EntityKey, Owner)>,
+    index: Arc<HashMap<EntityKey, usize>>,
 }
 
 impl Ledger {
@@ -247,25 +245,41 @@ impl Ledger {
         if let Some(at) = self.index.get(key) {
             return *at;
         }
-        self.owners.push(Owner::default());
-        self.index.insert(key.clone(), self.owners.len() - 1);
-        self.owners.len() - 1
+        let at = self.owners.push((key.clone(), Owner::default()));
+        Arc::make_mut(&mut self.index).insert(key.clone(), at);
+        at
     }
 
     /// The owner at a position handed out before.
     pub(crate) fn at(&mut self, position: usize) -> &mut Owner {
-        &mut self.owners[position]
+        &mut self.owners[position].1
+    }
+
+    /// The same, to read.
+    pub(crate) fn read(&self, position: usize) -> &Owner {
+        &self.owners[position].1
     }
 
     /// The owner of this key.
     pub(crate) fn get(&self, key: &EntityKey) -> Option<&Owner> {
-        self.index.get(key).map(|at| &self.owners[*at])
+        self.index.get(key).map(|at| &self.owners[*at].1)
+    }
+
+    /// All owners with their keys, by position.
+    pub(crate) fn owners(&self) -> &Pages<(EntityKey, Owner)> {
+        &self.owners
+    }
+
+    /// A ledger of these owners at these positions.
+    pub(crate) fn of(owners: Vec<(EntityKey, Owner)>) -> Ledger {
+        let index = owners.iter().enumerate().map(|(at, (key, _))| (key.clone(), at)).collect();
+        Ledger { owners: owners.into_iter().collect(), index: Arc::new(index) }
     }
 }
 
 /// The money of one campaign and day, in double entry:
 /// `budget + overrun = available + committed + spent`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Purse {
     budget_micros: i64,
     available_micros: i64,

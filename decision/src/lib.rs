@@ -13,7 +13,7 @@
 //! # Contract
 //! [`stage::Stage::on_tick`] is a pure state machine. The same sequence of ticks, controls and
 //! frames gives the same decisions and the same action ids, bit for bit; ticks without controls
-//! and rows may be left out. [`stage::Digest`] is the proof: one hash over all decisions in order.
+//! and rows may be left out. [`digest::DecisionDigest`] is the proof: one hash over all decisions in order.
 //!
 //! # What is decided
 //! - A *campaign* row under an active goal is one decision, no-ops included: start or stop the day,
@@ -67,14 +67,17 @@ pub mod codes;
 mod config;
 pub mod control;
 mod day;
-mod digest;
+pub mod digest;
 mod draft;
 mod dual;
 pub mod goal;
+mod goals;
 pub mod guardrail;
+mod ids;
 pub mod learn;
 pub mod ledger;
 pub mod model;
+mod pages;
 mod plan;
 mod policy;
 mod portfolio;
@@ -82,3 +85,4 @@ pub mod stage;
 mod steer;
 mod view;
 mod wear;
+mod wire;

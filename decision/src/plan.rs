@@ -12,6 +12,8 @@
 //! best one, as equal bids mean equal marginal value. A day on which a campaign was stopped early
 //! teaches nothing.
 
+use serde::{Deserialize, Serialize};
+
 use crate::day::LocalDay;
 
 const HOURS: usize = 24;
@@ -24,7 +26,7 @@ const WEEKS_MAX: f64 = 4.0;
 /// A day counts as complete when it was watched from before this hour on.
 const COMPLETE_FROM_HOUR: f64 = 1.0;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Profile {
     shares: [f64; HOURS],
     samples: f64,
@@ -48,7 +50,7 @@ impl Profile {
 }
 
 /// The plan of one account.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct SpendPlan {
     all_days: Profile,
     weekdays: [Profile; 7],

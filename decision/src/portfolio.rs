@@ -6,65 +6,69 @@
 //! portfolio are in one currency; a goal over accounts of several currencies has no portfolio.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use crate::allocate::portfolio;
-use crate::campaign::{Campaign, Objective};
+use crate::campaign::Campaign;
+use crate::goals::Objective;
 use crate::ledger::Ledger;
-use crate::stage::active_at;
+use crate::pages::Pages;
 use crate::view::Windows;
 
 /// A campaign's part of a portfolio.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Allotment {
-    /// Position of the goal.
-    pub(crate) goal: usize,
+    /// Name of the goal.
+    pub(crate) goal: Arc<str>,
     /// Its budget per day.
     pub(crate) budget_micros: i64,
     /// The parts as they are exceed the portfolio: lowering them is not optional.
     pub(crate) over: bool,
 }
 
-/// Members of portfolios, by goal and in the order of outputs.
+/// Members of portfolios, by goal and tenant, each in the order of outputs.
 pub(crate) struct Portfolios {
-    members: Vec<(usize, Vec<usize>)>,
+    members: Vec<(Arc<Objective>, Vec<usize>)>,
 }
 
 impl Portfolios {
     /// The portfolios active at `now_us` that `wanted(goal, tenant)` picks.
     pub(crate) fn of(
-        objectives: &[Objective],
-        campaigns: &[Campaign],
+        campaigns: &Pages<Campaign>,
         now_us: i64,
-        wanted: impl Fn(usize, &str) -> bool,
+        wanted: impl Fn(&str, &str) -> bool,
     ) -> Portfolios {
-        let mut portfolios: BTreeMap<(usize, &str), Vec<usize>> = BTreeMap::new();
+        type Members<'a> = (&'a Arc<Objective>, Vec<usize>);
+        let mut portfolios: BTreeMap<(u64, &str), Members<'_>> = BTreeMap::new();
         for (at, campaign) in campaigns.iter().enumerate() {
             let tenant = campaign.info.key.tenant();
-            let goal = active_at(objectives, &campaign.covering, now_us)
-                .filter(|goal| objectives[*goal].goal.portfolio_budget_micros.is_some())
-                .filter(|goal| wanted(*goal, tenant));
-            if let Some(goal) = goal {
-                portfolios.entry((goal, tenant)).or_default().push(at);
+            let objective = campaign
+                .objective(now_us)
+                .filter(|objective| objective.goal.portfolio_budget_micros.is_some())
+                .filter(|objective| wanted(&objective.name, tenant));
+            if let Some(objective) = objective {
+                let place = portfolios.entry((objective.position, tenant));
+                place.or_insert_with(|| (objective, Vec::new())).1.push(at);
             }
         }
         let order = |at: &usize| (campaigns[*at].info.order, campaigns[*at].info.key.clone());
-        let sorted = portfolios.into_iter().map(|((goal, _), mut members)| {
+        let sorted = portfolios.into_values().map(|(objective, mut members)| {
             members.sort_by_key(order);
-            (goal, members)
+            (objective.clone(), members)
         });
         Portfolios { members: sorted.collect() }
     }
 
-    /// Gives every member its part.
+    /// Shares each portfolio out among its members.
     pub(crate) fn share(
         &self,
-        objectives: &[Objective],
         windows: &Windows,
-        campaigns: &mut [Campaign],
-        ledger: &mut Ledger,
+        campaigns: &mut Pages<Campaign>,
+        ledger: &Ledger,
     ) {
-        for (goal, members) in &self.members {
-            let objective = &objectives[*goal];
+        for (objective, members) in &self.members {
             let Some(budget_micros) = objective.goal.portfolio_budget_micros else { continue };
             // A campaign that just joined has an even part to begin with.
             let even = budget_micros / members.len().max(1) as i64;
@@ -72,14 +76,15 @@ impl Portfolios {
             for &at in members {
                 let campaign = &mut campaigns[at];
                 campaign.learn_response(objective, windows);
-                let actual = ledger.at(campaign.owner).actual.budget_micros;
-                parts.push((campaign.response, actual.unwrap_or(even)));
+                let actual = ledger.read(campaign.memory.owner).actual.budget_micros;
+                parts.push((campaign.memory.response, actual.unwrap_or(even)));
             }
             let now: i128 = parts.iter().map(|(_, amount)| i128::from(*amount)).sum();
             let over = now > i128::from(budget_micros);
             let amounts = portfolio(&parts, budget_micros, objective.goal.daily_budget_micros);
             for (&at, budget_micros) in members.iter().zip(amounts) {
-                campaigns[at].allotment = Some(Allotment { goal: *goal, budget_micros, over });
+                let goal = objective.name.clone();
+                campaigns[at].memory.allotment = Some(Allotment { goal, budget_micros, over });
             }
         }
     }

@@ -10,31 +10,36 @@
 //! Every decision is dated by the tick at which it is made, so the ticks are an input like any
 //! other: a replay must run exactly the ticks of the record.
 
+mod controls;
+mod saved;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use omnify_operators::model::{
-    DAY_US, EntityId, EntityInfo, FeatureRow, Frame, Level, Tick, tick_of_us, us_of_tick,
+    DAY_US, EntityId, EntityInfo, EntityKey, FeatureRow, Frame, Level, Tick, tick_of_us, us_of_tick,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::account::Account;
-use crate::action::{Action, Decision, Setting, Verdict};
+use crate::action::{Action, Decision, Verdict};
 use crate::bid::BidBook;
-use crate::campaign::{Campaign, Objective, Scene};
+use crate::campaign::{Campaign, Scene};
 pub use crate::config::{
     Autonomy, ConfigErrors, ConfigIssue, ControllerConfig, ExecutorMode, GuardrailConfig,
     RotationConfig, StageConfig,
 };
-use crate::control::{Control, Outcome};
-pub use crate::digest::Digest;
+use crate::control::Control;
 use crate::draft::Outcomes;
-use crate::ledger::{Ledger, Owner};
+use crate::goal::Goal;
+use crate::goals::Goals;
+use crate::ledger::{InFlight, Ledger, Owner};
 use crate::model::ClickModel;
+use crate::pages::Pages;
 use crate::portfolio::Portfolios;
 use crate::steer::ms_to_us;
 use crate::view::{View, Windows};
-use crate::wear::{GoalOf, Wear};
+use crate::wear::Wear;
 
 /// Why a stage cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,6 +47,29 @@ pub enum StageError {
     /// The configuration cannot work.
     #[error("the decision stage cannot start: {0}")]
     Config(ConfigErrors),
+    /// Saved state is damaged, or of another format.
+    #[error(
+        "the saved state of the decision stage cannot be read at {what}: {problem}; load an older \
+         snapshot, or replay the journal from its beginning"
+    )]
+    Unreadable {
+        /// The part of the state.
+        what: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Saved state is sound and does not fit this configuration.
+    #[error("the saved state of the decision stage does not fit the configuration: {0}")]
+    Shape(String),
+}
+
+/// A control that was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Refused {
+    /// Which of the tick's controls, from 0.
+    pub control: usize,
+    /// Why, and what to do.
+    pub why: String,
 }
 
 /// What came out of one call, ordered by (tick, [`EntityInfo::order`], key, policy).
@@ -51,10 +79,12 @@ pub struct TickOutput {
     pub decisions: Vec<Decision>,
     /// Differences to be executed.
     pub actions: Vec<Action>,
+    /// Controls that were not taken.
+    pub refused: Vec<Refused>,
 }
 
 /// What the stage counted since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// Calls of `on_tick`.
     pub ticks: u64,
@@ -76,6 +106,8 @@ pub struct Counters {
     pub acknowledgements_unmatched: u64,
     /// Models refused because they could not be read; the one before stays.
     pub models_refused: u64,
+    /// Goals that were not set or not dropped; the ones before stay.
+    pub goals_refused: u64,
     /// Crossed invariants; anything but 0 is a defect of the engine.
     pub invariant_violations: u64,
 }
@@ -84,48 +116,47 @@ pub struct Counters {
 const REVIEWS_MAX: u32 = 24;
 
 /// The pure state machine. See the crate's documentation.
+///
+/// A clone shares everything that does not change and is taken in a fraction of a millisecond; it
+/// exists to be saved ([`Stage::save`]) while the stage goes on.
+#[derive(Clone)]
 pub struct Stage {
     config: Arc<StageConfig>,
     windows: Windows,
-    objectives: Arc<[Objective]>,
+    goals: Goals,
     no_goal: Arc<str>,
     counters: Counters,
     book: BidBook,
     killed: BTreeSet<Option<String>>,
     model: Option<Arc<ClickModel>>,
     ledger: Ledger,
-    campaigns: Vec<Campaign>,
-    campaign_at: HashMap<EntityId, usize>,
-    accounts: HashMap<EntityId, Account>,
+    campaigns: Pages<Campaign>,
+    campaign_at: Arc<HashMap<EntityId, usize>>,
+    accounts: HashMap<EntityId, Arc<Account>>,
     wear: Wear,
     wakes: BTreeSet<(Tick, u64, usize)>,
     allocated_day: i64,
     /// Budgets given out by goal and tenant, for goals with a portfolio.
-    shared: HashMap<(usize, EntityId), i64>,
+    shared: HashMap<(Arc<str>, EntityId), i64>,
 }
 
 impl Stage {
     /// A stage that has seen nothing yet.
     pub fn new(config: StageConfig) -> Result<Stage, StageError> {
         config.validate().map_err(StageError::Config)?;
-        let objectives = config.goals.iter().enumerate().map(|(at, goal)| Objective {
-            at,
-            goal: goal.clone(),
-            name: goal.name.as_str().into(),
-            policy: crate::policy::for_objective(&goal.objective),
-        });
+        let config = Arc::new(config);
         Ok(Stage {
             windows: Windows::choose(&config.windows),
-            objectives: objectives.collect(),
+            goals: Goals::new(&config),
             no_goal: "".into(),
-            config: Arc::new(config),
+            config,
             counters: Counters::default(),
             book: BidBook::default(),
             killed: BTreeSet::new(),
             model: None,
             ledger: Ledger::default(),
-            campaigns: Vec::new(),
-            campaign_at: HashMap::new(),
+            campaigns: Pages::default(),
+            campaign_at: Arc::default(),
             accounts: HashMap::new(),
             wear: Wear::default(),
             wakes: BTreeSet::new(),
@@ -150,8 +181,18 @@ impl Stage {
     }
 
     /// Desired, actual and in-flight state of an owner, with the pre-images for undo.
-    pub fn owner(&self, key: &omnify_operators::model::EntityKey) -> Option<&Owner> {
+    pub fn owner(&self, key: &EntityKey) -> Option<&Owner> {
         self.ledger.get(key)
+    }
+
+    /// What the stage believes is on its way, in the order in which the owners were first met.
+    pub fn in_flight(&self) -> impl Iterator<Item = &InFlight> {
+        self.ledger.owners().iter().filter_map(|(_, owner)| owner.in_flight.as_ref())
+    }
+
+    /// The goals that stand: the configuration's, and what inputs made of them.
+    pub fn goals(&self) -> impl Iterator<Item = &Goal> {
+        self.goals.iter().map(|objective| &objective.goal)
     }
 
     /// Applies `controls`, then decides on every row of `frame`; see the module for the order.
@@ -161,16 +202,14 @@ impl Stage {
         self.counters.rows += frame.rows.len() as u64;
         let mut made = Vec::with_capacity(frame.rows.len());
         self.share_portfolios(tick);
-        for control in controls {
-            self.apply(tick, control);
-        }
+        let refused = self.apply(tick, controls);
         self.register(tick, frame);
         for (info, row) in &frame.rows {
             self.meet(tick, info, row, &mut made);
         }
         self.run_wakes(tick, &mut made);
         self.book.set_tick(tick);
-        self.output(made)
+        TickOutput { refused, ..self.output(made) }
     }
 
     fn output(&mut self, mut made: Vec<Outcomes>) -> TickOutput {
@@ -197,49 +236,6 @@ impl Stage {
         output
     }
 
-    fn apply(&mut self, tick: Tick, control: &Control) {
-        match control {
-            Control::Kill { tenant } => {
-                self.killed.insert(tenant.clone());
-            }
-            Control::Resume { tenant } => {
-                self.killed.remove(tenant);
-            }
-            // The graph has heeded it; the stage decides on whatever rows come.
-            Control::Calm { .. } => {}
-            Control::Model { model, .. } => match ClickModel::from_json(model) {
-                Ok(model) => {
-                    let model = Arc::new(model);
-                    self.book.set_model(Some(model.clone()));
-                    self.model = Some(model);
-                }
-                Err(_) => self.counters.models_refused += 1,
-            },
-            Control::Observe { entity, actual } => {
-                let at = self.ledger.position(entity);
-                let owner = self.ledger.at(at);
-                let edited = owner.foreign_edit_us;
-                owner.observe(actual, tick, us_of_tick(tick));
-                self.counters.drifts += u64::from(owner.foreign_edit_us != edited);
-            }
-            Control::Acknowledge { action, owner: key, outcome } => {
-                let at = self.ledger.position(key);
-                let owner = self.ledger.at(at);
-                let desired = owner.in_flight.as_ref().map(|flight| flight.desired.clone());
-                if !owner.acknowledge(*action, outcome) {
-                    self.counters.acknowledgements_unmatched += 1;
-                    return;
-                }
-                let failed = matches!(outcome, Outcome::Rejected { .. } | Outcome::Expired);
-                if let (true, Some(Setting::Rotate { from, .. })) = (failed, desired)
-                    && let Some(creative) = self.wear.creative_named(key, &from)
-                {
-                    self.wear.undo_rotation(creative);
-                }
-            }
-        }
-    }
-
     fn meet(
         &mut self,
         tick: Tick,
@@ -250,8 +246,10 @@ impl Stage {
         let now_us = us_of_tick(tick);
         if info.level >= Level::Account {
             let id = info.ancestors[Level::Account as usize];
+            let account = self.accounts.entry(id);
             let account =
-                self.accounts.entry(id).or_insert_with(|| Account::new(&info.time_zone, now_us));
+                account.or_insert_with(|| Arc::new(Account::new(&info.time_zone, now_us)));
+            let account = Arc::make_mut(account);
             account.advance(&info.time_zone, now_us);
             account.heard_us = now_us;
         }
@@ -260,7 +258,7 @@ impl Stage {
             Level::Account => {
                 let day = View::at(&self.windows, row, now_us, i64::MIN);
                 if let Some(account) = self.accounts.get_mut(&info.id) {
-                    account.recent_micros = day.recent.cost_micros;
+                    Arc::make_mut(account).recent_micros = day.recent.cost_micros;
                 }
             }
             Level::Campaign => self.meet_campaign(tick, info, row, made),
@@ -275,14 +273,11 @@ impl Stage {
         row: &FeatureRow,
         made: &mut Vec<Outcomes>,
     ) {
-        let Stage {
-            config, windows, objectives, no_goal, killed, model, ledger, wear, book, ..
-        } = self;
+        let Stage { config, windows, goals, no_goal, killed, model, ledger, wear, book, .. } = self;
         let scene = scene(config, windows, model.as_deref(), killed, tick, info);
-        let covering = |info: &EntityInfo| covering(objectives, info);
-        let active = |at: &[usize]| active(objectives, at, scene.now_us).map(|o| o.name.clone());
-        let goals = GoalOf { covering: &covering, active: &active, none: no_goal };
-        made.extend(wear.meet(&scene, info, row, ledger, book, &goals).into_iter().flatten());
+        made.extend(
+            wear.meet(&scene, info, row, ledger, book, (goals, no_goal)).into_iter().flatten(),
+        );
     }
 
     fn meet_campaign(
@@ -296,8 +291,8 @@ impl Stage {
         let id = info.ancestors[Level::Account as usize];
         if let Some(account) = self.accounts.get_mut(&id) {
             let campaign = &mut self.campaigns[at];
-            let owner = self.ledger.at(campaign.owner);
-            campaign.meet(row, &self.windows, account, owner);
+            let owner = self.ledger.read(campaign.memory.owner);
+            campaign.meet(row, &self.windows, Arc::make_mut(account), owner);
         }
         self.decide(tick, at, made);
     }
@@ -307,7 +302,6 @@ impl Stage {
         let Stage {
             config,
             windows,
-            objectives,
             killed,
             model,
             ledger,
@@ -321,43 +315,43 @@ impl Stage {
         let campaign = &mut campaigns[at];
         let info = campaign.info.clone();
         let mut scene = scene(config, windows, model.as_deref(), killed, tick, &info);
-        let Some(objective) = active(objectives, &campaign.covering, scene.now_us) else {
+        let Some(objective) = campaign.objective(scene.now_us).cloned() else {
             book.remove(&info.key);
+            count(shared, campaign, None);
             return;
         };
         let Some(account) = accounts.get_mut(&info.ancestors[Level::Account as usize]) else {
             return;
         };
+        let account = Arc::make_mut(account);
         account.advance(&info.time_zone, scene.now_us);
-        let owner = ledger.at(campaign.owner);
-        let mut total = objective.goal.portfolio_budget_micros.map(|budget_micros| {
-            let tenant = info.ancestors[Level::Tenant as usize];
-            (budget_micros, shared.entry((objective.at, tenant)).or_default())
-        });
-        if let Some((budget_micros, total)) = &mut total {
-            campaign.count(owner, total);
-            scene.room_micros = *budget_micros - (**total - campaign.counted_micros);
+        let owner = ledger.at(campaign.memory.owner);
+        let portfolio = objective.goal.portfolio_budget_micros.map(|_| &objective.name);
+        let total = count(shared, campaign, portfolio.map(|name| (name, owner.budget_at_most())));
+        if let (Some(budget_micros), Some(name)) =
+            (objective.goal.portfolio_budget_micros, portfolio)
+        {
+            scene.room_micros = budget_micros - (total - campaign.counted_by(name));
         }
-        let mut out = campaign.decide(&scene, objective, account, owner);
+        let mut out = campaign.decide(&scene, &objective, account, owner);
         out.violations += u64::from(!campaign.books_balance());
-        if let Some((_, total)) = total {
-            campaign.count(owner, total);
-        }
+        count(shared, campaign, portfolio.map(|name| (name, owner.budget_at_most())));
         let held = out.decision.reasons.first() == Some(&crate::codes::reason::BETWEEN_UPDATES);
         if !held || book.quote(&info.key).is_none() {
-            book.set_quote(&info.key, campaign.quote(objective, owner));
+            book.set_quote(&info.key, campaign.quote(&objective, owner));
         }
         made.push(out);
-        campaign.looked = tick;
+        let memory = &mut campaign.memory;
+        memory.looked = tick;
         let review = us_of_tick(tick).saturating_add(ms_to_us(config.controller.review_ms));
-        let resumes = campaign.resumes_us();
+        let resumes = memory.resumes_us();
         // Where resuming is due and was blocked, it is tried again at the pace of reviews.
         let later = resumes.filter(|resumes| *resumes > us_of_tick(tick)).unwrap_or(review);
         let wake = tick_of_us(later).max(tick + 1);
-        let reviews_left = resumes.is_some() || campaign.reviews < REVIEWS_MAX;
+        let reviews_left = resumes.is_some() || memory.reviews < REVIEWS_MAX;
         // One entry in the queue per campaign; a later wish is honoured when the entry fires.
-        if reviews_left && campaign.wake.is_none_or(|queued| wake < queued) {
-            if let Some(queued) = campaign.wake.replace(wake) {
+        if reviews_left && memory.wake.is_none_or(|queued| wake < queued) {
+            if let Some(queued) = memory.wake.replace(wake) {
                 wakes.remove(&(queued, info.order, at));
             }
             wakes.insert((wake, info.order, at));
@@ -372,23 +366,23 @@ impl Stage {
         while let Some(&(due, order, at)) = self.wakes.first().filter(|wake| wake.0 <= tick) {
             self.wakes.remove(&(due, order, at));
             let campaign = &mut self.campaigns[at];
-            campaign.wake = None;
+            campaign.memory.wake = None;
             let id = campaign.info.ancestors[Level::Account as usize];
             let Some(account) = self.accounts.get(&id) else { continue };
-            let wanted_us = match campaign.resumes_us() {
+            let wanted_us = match campaign.memory.resumes_us() {
                 // A row of this very tick was decided on already.
-                _ if campaign.looked == tick => us_of_tick(tick).saturating_add(review_us),
+                _ if campaign.memory.looked == tick => us_of_tick(tick).saturating_add(review_us),
                 Some(resumes_us) => resumes_us,
                 None if us_of_tick(tick) - account.heard_us > late_us => continue,
-                None => us_of_tick(campaign.looked).saturating_add(review_us),
+                None => us_of_tick(campaign.memory.looked).saturating_add(review_us),
             };
             let wanted = tick_of_us(wanted_us);
             if wanted > tick {
-                campaign.wake = Some(wanted);
+                campaign.memory.wake = Some(wanted);
                 self.wakes.insert((wanted, order, at));
                 continue;
             }
-            campaign.reviews += 1;
+            campaign.memory.reviews += 1;
             self.decide(tick, at, made);
         }
     }
@@ -398,34 +392,55 @@ impl Stage {
         let day = us_of_tick(tick).div_euclid(DAY_US);
         if day > self.allocated_day {
             self.allocated_day = day;
-            let all = Portfolios::of(&self.objectives, &self.campaigns, day * DAY_US, |_, _| true);
-            all.share(&self.objectives, &self.windows, &mut self.campaigns, &mut self.ledger);
+            self.share(day * DAY_US, |_, _| true);
         }
+    }
+
+    /// Shares the portfolios out that `wanted(goal, tenant)` picks.
+    fn share(&mut self, now_us: i64, wanted: impl Fn(&str, &str) -> bool) {
+        let all = Portfolios::of(&self.campaigns, now_us, wanted);
+        all.share(&self.windows, &mut self.campaigns, &self.ledger);
     }
 
     /// Takes in the campaigns of a frame that are new; the portfolios they join are shared out
     /// anew before anything is decided, so that they never sum to more than there is.
     fn register(&mut self, tick: Tick, frame: &Frame) {
         let now_us = us_of_tick(tick);
-        let mut joined: BTreeSet<(usize, &str)> = BTreeSet::new();
+        let mut joined: BTreeSet<(Arc<str>, &str)> = BTreeSet::new();
         for (info, row) in &frame.rows {
             if info.level != Level::Campaign || self.campaign_at.contains_key(&info.id) {
                 continue;
             }
-            let covering = covering(&self.objectives, info);
-            let goal = active_at(&self.objectives, &covering, now_us);
-            let shared = |at: &usize| self.objectives[*at].goal.portfolio_budget_micros.is_some();
-            joined.extend(goal.filter(shared).map(|goal| (goal, info.key.tenant())));
             let owner = self.ledger.position(&info.key);
-            self.campaigns.push(Campaign::new(info, owner, covering, row));
-            self.campaign_at.insert(info.id, self.campaigns.len() - 1);
+            let campaign = Campaign::new(info, owner, self.goals.covering(&info.key), row);
+            joined.extend(campaign.portfolio(now_us).map(|goal| (goal, info.key.tenant())));
+            let at = self.campaigns.push(campaign);
+            Arc::make_mut(&mut self.campaign_at).insert(info.id, at);
         }
         if !joined.is_empty() {
-            let grown = |goal, tenant: &str| joined.contains(&(goal, tenant));
-            let grown = Portfolios::of(&self.objectives, &self.campaigns, now_us, grown);
-            grown.share(&self.objectives, &self.windows, &mut self.campaigns, &mut self.ledger);
+            self.share(now_us, |goal, tenant| {
+                joined.iter().any(|(name, of)| **name == *goal && *of == tenant)
+            });
         }
     }
+}
+
+/// Counts a campaign into the portfolio given with the budget its owner may hold, and out of any
+/// other; returns the portfolio's total.
+fn count(
+    shared: &mut HashMap<(Arc<str>, EntityId), i64>,
+    campaign: &mut Campaign,
+    portfolio: Option<(&Arc<str>, i64)>,
+) -> i64 {
+    let tenant = campaign.info.ancestors[Level::Tenant as usize];
+    if let Some((goal, micros)) = campaign.memory.counted.take() {
+        *shared.entry((goal, tenant)).or_default() -= micros;
+    }
+    let Some((goal, micros)) = portfolio else { return 0 };
+    campaign.memory.counted = Some((goal.clone(), micros));
+    let total = shared.entry((goal.clone(), tenant)).or_default();
+    *total += micros;
+    *total
 }
 
 fn scene<'a>(
@@ -450,35 +465,6 @@ fn scene<'a>(
         now_us: us_of_tick(tick),
         room_micros: i64::MAX,
     }
-}
-
-/// Goals that cover the campaign of an entity: the one with most named segments first, then by
-/// position.
-fn covering(objectives: &[Objective], info: &EntityInfo) -> Vec<usize> {
-    let mut covering: Vec<usize> =
-        (0..objectives.len()).filter(|at| objectives[*at].goal.covers(&info.key)).collect();
-    let named = |at: &usize| {
-        objectives[*at].goal.applies_to.split('/').filter(|segment| *segment != "*").count()
-    };
-    covering.sort_by_key(|at| std::cmp::Reverse(named(at)));
-    covering
-}
-
-/// The first of the covering goals whose dates hold the instant.
-pub(crate) fn active_at(
-    objectives: &[Objective],
-    covering: &[usize],
-    now_us: i64,
-) -> Option<usize> {
-    covering.iter().copied().find(|at| objectives[*at].active(now_us))
-}
-
-fn active<'a>(
-    objectives: &'a [Objective],
-    covering: &[usize],
-    now_us: i64,
-) -> Option<&'a Objective> {
-    active_at(objectives, covering, now_us).map(|at| &objectives[at])
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@ use std::collections::HashMap;
 use omnify_operators::model::{EntityKey, Registry, RegistryView, Stats};
 
 use super::*;
+use crate::action::Setting;
 use crate::bid::{Auction, BidContext};
 use crate::codes::reason;
 use crate::control::Actual;

@@ -133,7 +133,7 @@ pub(crate) fn explore(config: &StageConfig, draft: &Draft) -> (f64, f64) {
         return (0.0, 1.0);
     }
     let key = &draft.entity.key;
-    let seed = crate::digest::exploration_seed(config.seed, key, draft.tick, draft.policy);
+    let seed = crate::ids::exploration_seed(config.seed, key, draft.tick, draft.policy);
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
     let (u, v): (f64, f64) = (rng.r#gen(), rng.r#gen());
     let z = (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos();

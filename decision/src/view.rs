@@ -15,6 +15,7 @@
 //! row is empty then; a window it still touches is read as it stood.
 
 use omnify_operators::model::{DAY_US, FeatureRow, Stats, WindowSpec, us_of_tick};
+use serde::{Deserialize, Serialize};
 
 use crate::goal::Pricing;
 use crate::model::Rates;
@@ -103,7 +104,7 @@ impl View {
 }
 
 /// What value is counted in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Unit {
     /// Clicks.
     Clicks,

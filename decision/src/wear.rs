@@ -27,21 +27,26 @@ use crate::bid::BidBook;
 use crate::campaign::Scene;
 use crate::codes::{alert, policy, reason};
 use crate::draft::{Draft, Outcomes};
+use crate::goals::{Change, Goals, Objective, active};
 use crate::guardrail::{Driver, Facts, Proposal};
 use crate::ledger::{Ledger, is_paused};
 use crate::model::Rates;
+use crate::pages::Pages;
+use crate::stage::StageError;
 use crate::steer::ms_to_us;
+use crate::wire::{Entities, Reader, Writer, unreadable};
+use serde::{Deserialize, Serialize};
 
 /// Rates are published to the bid book when they moved by more than this.
 const PUBLISH_ABOVE: f64 = 0.05;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 enum Trouble {
     Wear,
     Anomaly,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 struct Episode {
     /// Decided; nothing more to do until it is over.
     open: bool,
@@ -49,44 +54,48 @@ struct Episode {
     told_us: Option<i64>,
 }
 
+#[derive(Clone)]
 struct Creative {
     info: Arc<EntityInfo>,
+    seen: Seen,
+}
+
+/// What is remembered of a creative.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct Seen {
     rates: Rates,
-    published: Rates,
+    /// As the bid book has them, if it has them.
+    published: Option<Rates>,
     clicks: i64,
     state: FatigueState,
     /// Moved away from by a rotation of ours.
     retired: bool,
 }
 
+#[derive(Clone, Serialize, Deserialize)]
 struct Group {
     key: EntityKey,
     /// Position of its owner in the ledger.
     owner: usize,
-    goal: Vec<usize>,
+    /// The goals that cover it, the most specific first.
+    #[serde(skip)]
+    covering: Vec<Arc<Objective>>,
     /// Positions in `creatives`, by order of outputs.
     creatives: Vec<usize>,
 }
 
 /// What is remembered of creatives, their ad groups, and open episodes.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Wear {
-    creatives: Vec<Creative>,
-    creative_at: HashMap<EntityId, usize>,
-    groups: Vec<Group>,
-    group_at: HashMap<EntityId, usize>,
+    creatives: Pages<Creative>,
+    creative_at: Arc<HashMap<EntityId, usize>>,
+    groups: Pages<Group>,
+    group_at: Arc<HashMap<EntityId, usize>>,
     episodes: HashMap<(EntityId, Trouble), Episode>,
 }
 
-/// The goal of an ad group's campaign: its name, if there is one.
-pub(crate) struct GoalOf<'a> {
-    /// Positions of the goals that cover a key.
-    pub(crate) covering: &'a dyn Fn(&EntityInfo) -> Vec<usize>,
-    /// Name of the first active of these goals.
-    pub(crate) active: &'a dyn Fn(&[usize]) -> Option<Arc<str>>,
-    /// The empty name.
-    pub(crate) none: &'a Arc<str>,
-}
+/// The goals that stand, and the empty name.
+pub(crate) type GoalsAndNone<'a> = (&'a Goals, &'a Arc<str>);
 
 impl Wear {
     /// Takes in a row of any level; decides if it opens an episode.
@@ -97,7 +106,7 @@ impl Wear {
         row: &FeatureRow,
         ledger: &mut Ledger,
         book: &mut BidBook,
-        goals: &GoalOf<'_>,
+        goals: GoalsAndNone<'_>,
     ) -> [Option<Outcomes>; 2] {
         let mut out = [None, None];
         if info.level == Level::Creative {
@@ -108,7 +117,7 @@ impl Wear {
         if self.due(scene, info, Trouble::Wear, worn, well) {
             let made = match info.level {
                 Level::Creative => self.rotate(scene, info, row, ledger, goals),
-                _ => tell(scene, info, row, goals.none, Trouble::Wear, None),
+                _ => tell(scene, info, row, goals.1, Trouble::Wear, None),
             };
             self.decided(scene, info, Trouble::Wear, &made);
             out[0] = Some(made);
@@ -116,7 +125,7 @@ impl Wear {
         let watched = info.level <= Level::Campaign;
         if watched && self.due(scene, info, Trouble::Anomaly, row.anomaly.alarm, !row.anomaly.alarm)
         {
-            let made = tell(scene, info, row, goals.none, Trouble::Anomaly, None);
+            let made = tell(scene, info, row, goals.1, Trouble::Anomaly, None);
             self.decided(scene, info, Trouble::Anomaly, &made);
             out[1] = Some(made);
         }
@@ -155,14 +164,14 @@ impl Wear {
         row: &FeatureRow,
         ledger: &mut Ledger,
         book: &mut BidBook,
-        goals: &GoalOf<'_>,
+        goals: GoalsAndNone<'_>,
     ) {
         let rates = Rates { click: row.ctr.mean, conversion: row.cvr.mean };
         let at = match self.creative_at.get(&info.id) {
             Some(at) => *at,
             None => self.add_creative(info, ledger, goals),
         };
-        let creative = &mut self.creatives[at];
+        let creative = &mut self.creatives[at].seen;
         creative.rates = rates;
         creative.clicks = row.ctr.successes;
         if creative.state != FatigueState::Fresh && row.fatigue.state == FatigueState::Fresh {
@@ -170,10 +179,9 @@ impl Wear {
         }
         creative.state = row.fatigue.state;
         let moved = |new: f64, old: f64| (new - old).abs() > PUBLISH_ABOVE * old;
-        if moved(rates.click, creative.published.click)
-            || moved(rates.conversion, creative.published.conversion)
-        {
-            creative.published = rates;
+        let published = creative.published.unwrap_or(Rates { click: 0.0, conversion: 0.0 });
+        if moved(rates.click, published.click) || moved(rates.conversion, published.conversion) {
+            creative.published = Some(rates);
             book.set_creative(&info.key, rates);
         }
     }
@@ -182,26 +190,26 @@ impl Wear {
         &mut self,
         info: &Arc<EntityInfo>,
         ledger: &mut Ledger,
-        goals: &GoalOf<'_>,
+        goals: GoalsAndNone<'_>,
     ) -> usize {
-        let at = self.creatives.len();
-        self.creatives.push(Creative {
-            info: info.clone(),
+        let seen = Seen {
             rates: Rates { click: 0.0, conversion: 0.0 },
-            published: Rates { click: 0.0, conversion: 0.0 },
+            published: None,
             clicks: 0,
             state: FatigueState::Insufficient,
             retired: false,
-        });
-        self.creative_at.insert(info.id, at);
+        };
+        let at = self.creatives.push(Creative { info: info.clone(), seen });
+        Arc::make_mut(&mut self.creative_at).insert(info.id, at);
         let group_id = info.ancestors[Level::AdGroup as usize];
         let group = match (self.group_at.get(&group_id), info.key.parent()) {
             (Some(group), _) => *group,
             (None, Some(key)) => {
-                let (owner, goal) = (ledger.position(&key), (goals.covering)(info));
-                self.groups.push(Group { key, owner, goal, creatives: Vec::new() });
-                self.group_at.insert(group_id, self.groups.len() - 1);
-                self.groups.len() - 1
+                let (owner, covering) = (ledger.position(&key), goals.0.covering(&key));
+                let group = Group { key, owner, covering, creatives: Vec::new() };
+                let group = self.groups.push(group);
+                Arc::make_mut(&mut self.group_at).insert(group_id, group);
+                group
             }
             // A creative's key always has a parent.
             (None, None) => return at,
@@ -221,14 +229,15 @@ impl Wear {
         info: &Arc<EntityInfo>,
         row: &FeatureRow,
         ledger: &mut Ledger,
-        goals: &GoalOf<'_>,
+        goals: GoalsAndNone<'_>,
     ) -> Outcomes {
         let group_id = info.ancestors[Level::AdGroup as usize];
         let Some(group) = self.group_at.get(&group_id).map(|at| &self.groups[*at]) else {
-            return tell(scene, info, row, goals.none, Trouble::Wear, Some(reason::NO_SIBLING));
+            return tell(scene, info, row, goals.1, Trouble::Wear, Some(reason::NO_SIBLING));
         };
-        let Some(goal) = (goals.active)(&group.goal) else {
-            return tell(scene, info, row, goals.none, Trouble::Wear, Some(reason::NO_GOAL));
+        let goal = active(&group.covering, scene.now_us).map(|objective| objective.name.clone());
+        let Some(goal) = goal else {
+            return tell(scene, info, row, goals.1, Trouble::Wear, Some(reason::NO_GOAL));
         };
         let Some(best) = self.best_sibling(scene, group, info, ledger) else {
             return tell(scene, info, row, &goal, Trouble::Wear, Some(reason::NO_SIBLING));
@@ -250,8 +259,8 @@ impl Wear {
         if made.action.is_some()
             && let Some(at) = self.creative_at.get(&info.id)
         {
-            self.creatives[*at].retired = true;
-            self.creatives[best].retired = false;
+            self.creatives[*at].seen.retired = true;
+            self.creatives[best].seen.retired = false;
         }
         made
     }
@@ -268,14 +277,14 @@ impl Wear {
             let paused =
                 ledger.get(&creative.info.key).is_some_and(|owner| is_paused(&owner.actual));
             creative.info.id != worn.id
-                && creative.state == FatigueState::Fresh
-                && creative.clicks >= enough
-                && !creative.retired
+                && creative.seen.state == FatigueState::Fresh
+                && creative.seen.clicks >= enough
+                && !creative.seen.retired
                 && !paused
         };
         // Without any conversion estimate all products are 0 and clicks decide.
         let worth = |creative: &Creative| {
-            (creative.rates.conversion_per_impression(), creative.rates.click)
+            (creative.seen.rates.conversion_per_impression(), creative.seen.rates.click)
         };
         let fit = group.creatives.iter().copied().filter(|at| can_take_over(&self.creatives[*at]));
         fit.fold(None, |best: Option<usize>, at| match best {
@@ -287,7 +296,7 @@ impl Wear {
     /// A rotation was refused or never happened: the creative may be rotated away from again.
     pub(crate) fn undo_rotation(&mut self, from: EntityId) {
         if let Some(at) = self.creative_at.get(&from) {
-            self.creatives[*at].retired = false;
+            self.creatives[*at].seen.retired = false;
         }
         self.episodes.remove(&(from, Trouble::Wear));
     }
@@ -297,6 +306,59 @@ impl Wear {
         let group = self.groups.iter().find(|known| known.key == *group)?;
         let infos = group.creatives.iter().map(|at| &self.creatives[*at].info);
         infos.filter(|info| info.key == *key).map(|info| info.id).next()
+    }
+
+    /// A goal changed.
+    pub(crate) fn regroup(&mut self, change: &Change) {
+        for at in 0..self.groups.len() {
+            if change.concerns(&self.groups[at].key) {
+                let group = &mut self.groups[at];
+                change.apply(&group.key, &mut group.covering);
+            }
+        }
+    }
+
+    /// Writes everything that a restart must bring back.
+    pub(crate) fn save(&self, out: &mut Writer) {
+        let creatives = self.creatives.iter().map(|creative| (creative.info.id, creative.seen));
+        out.list(self.creatives.len(), creatives);
+        out.list(self.groups.len(), self.groups.iter());
+        let mut episodes: Vec<_> = self.episodes.iter().collect();
+        episodes.sort_unstable_by_key(|(about, _)| **about);
+        out.list(episodes.len(), episodes.into_iter());
+    }
+
+    /// Reads what [`Wear::save`] wrote and publishes the rates of creatives.
+    pub(crate) fn load(
+        input: &mut Reader<'_>,
+        entities: &mut Entities<'_>,
+        goals: &Goals,
+        owners: usize,
+        book: &mut BidBook,
+    ) -> Result<Wear, StageError> {
+        const WHAT: &str = "creatives";
+        let mut wear = Wear::default();
+        let (mut creative_at, mut group_at) = (HashMap::new(), HashMap::new());
+        for (id, seen) in input.list::<(EntityId, Seen)>(WHAT)? {
+            let info = entities.info(id, WHAT)?;
+            if let Some(rates) = seen.published {
+                book.set_creative(&info.key, rates);
+            }
+            creative_at.insert(id, wear.creatives.push(Creative { info, seen }));
+        }
+        for mut group in input.list::<Group>("ad groups")? {
+            let inside = group.creatives.iter().all(|at| *at < wear.creatives.len());
+            let first = group.creatives.first().copied().filter(|_| inside && group.owner < owners);
+            let Some(first) = first else {
+                return Err(unreadable("ad groups", "a position outside of its list"));
+            };
+            let id = wear.creatives[first].info.ancestors[Level::AdGroup as usize];
+            group.covering = goals.covering(&group.key);
+            group_at.insert(id, wear.groups.push(group));
+        }
+        wear.episodes = input.list("episodes")?.into_iter().collect();
+        (wear.creative_at, wear.group_at) = (Arc::new(creative_at), Arc::new(group_at));
+        Ok(wear)
     }
 }
 

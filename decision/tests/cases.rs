@@ -97,7 +97,7 @@ impl Session {
                 let owner = self.stage().owner(&key(entity)).expect("a known owner");
                 let flight = owner.in_flight.clone().expect("an action in flight");
                 let outcome = match *how {
-                    "applied" => Outcome::Applied { effective: flight.desired },
+                    "applied" => Outcome::Applied { effective: flight.action.desired },
                     "rejected" => {
                         Outcome::Rejected { class: "validation".into(), message: String::new() }
                     }
@@ -105,7 +105,7 @@ impl Session {
                     "expired" => Outcome::Expired,
                     other => panic!("no outcome `{other}`"),
                 };
-                let action = flight.action;
+                let action = flight.action.id;
                 self.controls.push(Control::Acknowledge { action, owner: key(entity), outcome });
             }
             ["tick", at] => return Some(self.tick(at)),

@@ -147,6 +147,9 @@ pub fn stage_config(config: &Checked) -> Option<StageConfig> {
         },
         seed: config.engine.seed,
         action_ttl_ms: ms(config.decision.action_ttl),
+        goals_max: config.decision.goals_max,
+        approvals_max: config.decision.approvals_max,
+        approval_ttl_ms: ms(config.decision.approval_ttl),
     })
 }
 

@@ -1,11 +1,14 @@
 //! Rows, frames and goals for the tests of the stage.
 #![allow(dead_code, unreachable_pub)]
 
-use std::sync::Arc;
+pub mod inputs;
+
+use std::sync::{Arc, OnceLock};
 
 use omnify_decision::goal::{Goal, Objective, Pricing};
+use omnify_decision::learn::{CellBuilder, LearnOptions, learn};
 use omnify_operators::model::{
-    Anomaly, Estimate, Fatigue, FeatureRow, Frame, Registry, RegistryView, Stats, Tick,
+    Anomaly, Estimate, Fatigue, FeatureRow, Frame, HOUR_US, Registry, RegistryView, Stats, Tick,
 };
 
 /// A registry in UTC.
@@ -60,4 +63,23 @@ pub fn goal(objective: Objective) -> Goal {
         bid_cap_micros: 50_000_000,
         portfolio_budget_micros: None,
     }
+}
+
+/// Two learned models, as controls carry them.
+pub fn models() -> &'static [serde_json::Value; 2] {
+    static MODELS: OnceLock<[serde_json::Value; 2]> = OnceLock::new();
+    MODELS.get_or_init(|| {
+        [1, 3].map(|rate| {
+            let mut cells = CellBuilder::new(1_000);
+            for hour in 0..200 {
+                for (at, key) in ["t/p/a/c/g/x", "t/p/a/d/g/y"].into_iter().enumerate() {
+                    let clicks = 10 * rate + (hour + 7 * at as i64) % 5;
+                    let sums = Stats { impressions: 1_000, clicks, conversions: 1, ..Stats::ZERO };
+                    cells.add(&key.parse().expect("a key"), hour * HOUR_US, sums);
+                }
+            }
+            let options = LearnOptions { slot_bits: 4, passes: 1, ..LearnOptions::default() };
+            learn(&cells.finish(), None, &options).expect("enough data").0.to_json()
+        })
+    })
 }

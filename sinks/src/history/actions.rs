@@ -10,10 +10,10 @@ use omnify_operators::model::{EntityKey, Tick};
 
 use super::buffer::{Buffer, Context, batch};
 use super::decisions::{codes, codes_field};
-use super::digest::setting_json;
 use super::entities::{path_fields, path_of_keys, text_field, texts};
 use super::part::{BATCH_ROWS, PartWriter};
 use super::{HistoryError, Table};
+use omnify_decision::digest::setting_json;
 
 /// Bytes of a buffered row of either table, with its strings.
 pub(crate) const SMALL_ROW_BYTES: usize = 512;

@@ -10,12 +10,12 @@ use omnify_decision::action::Decision;
 use omnify_operators::model::{Tick, WindowSpec};
 
 use super::buffer::{Buffer, Context, batch};
-use super::digest::setting_json;
 use super::entities::{level_names, path_fields, path_of_keys, text_column, text_field, texts};
 use super::events::sums_fields;
 use super::part::{BATCH_ROWS, PartWriter};
 use super::row::{RowColumns, row_fields, sums_of};
 use super::{HistoryError, Table};
+use omnify_decision::digest::setting_json;
 
 /// The column of a metric's sum over a window: `impressions_24h_15m`.
 pub(crate) fn window_column(metric: &str, window: &WindowSpec) -> String {

@@ -19,7 +19,6 @@ mod actions;
 mod buffer;
 mod dead_letter;
 mod decisions;
-mod digest;
 mod entities;
 mod error;
 mod events;
@@ -38,10 +37,10 @@ mod ticks;
 mod writer;
 
 pub use dead_letter::{DEAD_LETTER_BYTES_MAX, DeadLetter};
-pub use digest::DecisionDigest;
 pub use error::{Difference, HistoryError};
 pub use manifest::{Manifest, Part};
 pub use meta::HistoryMeta;
+pub use omnify_decision::digest::DecisionDigest;
 pub use read::{
     DecisionRecord, Decisions, EventScan, HistoryReader, Progress, Replay, Ticks, Verification,
 };

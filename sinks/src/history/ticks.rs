@@ -103,7 +103,7 @@ impl Buffer for TickBuffer {
             let controls: StringArray =
                 self.controls[rows.clone()].iter().map(Option::as_deref).collect();
             let digests: Vec<String> =
-                self.digest[rows.clone()].iter().map(super::digest::hex).collect();
+                self.digest[rows.clone()].iter().map(omnify_decision::digest::hex).collect();
             let columns: Vec<ArrayRef> = vec![
                 int64(&self.tick),
                 int64(&self.events),

@@ -26,7 +26,6 @@ use super::actions::{ActionBuffer, OutcomeBuffer, SMALL_ROW_BYTES, outcome_entit
 use super::buffer::{AnyStore, Context, Store};
 use super::dead_letter::{LetterBuffer, letter_bytes};
 use super::decisions::{DECISION_BYTES, DecisionBuffer};
-use super::digest::{hex, unhex};
 use super::events::{EVENT_BYTES, EventBuffer};
 use super::features::{EXTRA_BYTES, FEATURE_BYTES, FeatureBuffer};
 use super::leftovers::remove_leftovers;
@@ -39,6 +38,7 @@ use super::ticks::{TICK_BYTES, TickBuffer};
 use super::{
     DeadLetter, DecisionDigest, HistoryError, HistoryMeta, SCHEMA_VERSION, Table, TickRecord,
 };
+use omnify_decision::digest::{hex, unhex};
 
 /// Says the currency of an entity's account.
 pub type CurrencyOf = dyn Fn(&EntityKey) -> Option<Currency> + Send;

@@ -13,7 +13,6 @@ use omnify_operators::model::{
 };
 
 use super::super::decisions::window_column;
-use super::super::digest::Canonical;
 use super::super::entities::PATH;
 use super::super::events::SUMS;
 use super::super::row::stats_of;
@@ -21,6 +20,7 @@ use super::super::{Difference, HistoryError, HistoryMeta, Table};
 use super::HistoryReader;
 use super::file::{DecodeError, dictionary, typed};
 use super::merge::{Decode, Decoded, Merge};
+use omnify_decision::digest::Canonical;
 
 /// A decision as the history holds it; the fields are those of [`Decision`].
 #[derive(Clone, Debug, PartialEq)]

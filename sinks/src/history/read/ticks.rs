@@ -4,11 +4,11 @@ use arrow::array::{Array, Int64Array, RecordBatch, StringArray};
 use omnify_decision::control::Control;
 use omnify_operators::model::Tick;
 
-use super::super::digest::unhex;
 use super::super::{Difference, HistoryError, Table, TickRecord};
 use super::HistoryReader;
 use super::file::{DecodeError, dictionary, typed};
 use super::merge::{Decode, Decoded, Merge};
+use omnify_decision::digest::unhex;
 
 /// Decodes ticks.
 pub(crate) struct TickRows;

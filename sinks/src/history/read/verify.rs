@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use omnify_operators::model::{Registry, Tick};
 
-use super::super::digest::{DecisionDigest, hex};
 use super::super::manifest::{MANIFEST_FILE, Part};
 use super::super::meta::{CONFIG_FILE, RUN_FILE};
 use super::super::{Difference, HistoryError, Table, schema_of};
 use super::HistoryReader;
 use super::file::{PartFile, changed, hash_file};
+use omnify_decision::digest::{DecisionDigest, hex};
 
 /// How far a verification is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
