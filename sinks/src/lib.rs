@@ -9,4 +9,5 @@ pub mod action;
 pub mod history;
 pub mod journal;
 pub mod serve;
+pub mod snapshot;
 pub mod telemetry;
