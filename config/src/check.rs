@@ -1,5 +1,7 @@
 //! Everything that types cannot say: ranges, references between keys, goals that are impossible.
 
+mod kafka;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
@@ -390,15 +392,7 @@ fn outputs(config: &Config, check: &mut Check) {
         check.problem("http.listen", format!("`{}` {message}", config.http.listen));
     }
     check.at_least_one("http.concurrency", config.http.concurrency);
-    let kafka = &config.kafka;
-    if executor.kind == ExecutorKind::Kafka && kafka.brokers.is_empty() {
-        check.problem("kafka.brokers", "is empty, but executor.kind is kafka; name the brokers");
-    }
-    let named = !kafka.password_env.is_empty() || !kafka.password_file.is_empty();
-    if !kafka.username.is_empty() && !named {
-        let message = "is set without a password: name kafka.password_env or kafka.password_file";
-        check.problem("kafka.username", message);
-    }
+    kafka::check(config, check);
     check.require(config.learn.passes >= 1, "learn.passes", "is 0; it must be at least 1");
     check.at_least_one("demo.tenants", config.demo.tenants);
     check.at_least_one("demo.campaigns", config.demo.campaigns);

@@ -353,18 +353,65 @@ pub struct Http {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Kafka {
-    /// Broker addresses, comma separated; needed for executor.kind = "kafka".
+    /// Broker addresses, comma separated; needed for topics, outputs and executor.kind = "kafka".
     pub brokers: String,
-    /// Topic that actions are written to.
-    pub actions_topic: String,
-    /// Longest time for a message to be acknowledged.
-    pub timeout: Span,
-    /// User name of SASL, if the broker asks for one.
+    /// How the brokers are reached: plaintext, ssl, sasl_plaintext or sasl_ssl.
+    pub security: KafkaSecurity,
+    /// How SASL proves who we are: plain, scram_sha_256 or scram_sha_512.
+    pub mechanism: KafkaMechanism,
+    /// User name of SASL.
     pub username: String,
     /// Environment variable that holds the password of SASL.
     pub password_env: String,
     /// File that holds the password of SASL.
     pub password_file: String,
+    /// File with the certificates (PEM) that the brokers' certificates are checked against; "" is
+    /// the system's.
+    pub ca_file: String,
+    /// File with our own certificate (PEM), where the brokers ask for one.
+    pub cert_file: String,
+    /// File with the private key (PEM) of our own certificate.
+    pub key_file: String,
+    /// Longest time for a message to be acknowledged.
+    pub timeout: Span,
+    /// Consumer group: processes of one group share the partitions of its topics.
+    pub group: String,
+    /// Name of this process in the group, so that a restart does not move partitions; "" is none.
+    pub instance: String,
+    /// How long the group waits for a process that is silent before its partitions move.
+    pub session_timeout: Span,
+    /// Messages read ahead of the engine, in bytes; this is all that a topic can take of memory.
+    pub fetch_bytes: Size,
+    /// Messages that enter together at most.
+    pub batch_messages: usize,
+    /// How often the group is told how far we are, for lag monitors only; "0s" never.
+    pub commit_every: Span,
+    /// Topic that refused messages are copied to; "" is none.
+    pub dead_letter_topic: String,
+    /// Base URL of the schema registry of topics with registry = true.
+    pub registry_url: String,
+    /// User name of the schema registry, if it asks for one.
+    pub registry_username: String,
+    /// Environment variable that holds the password of the schema registry.
+    pub registry_password_env: String,
+    /// File that holds the password of the schema registry.
+    pub registry_password_file: String,
+    /// Topic that actions are written to.
+    pub actions_topic: String,
+    /// Topic (compacted, keyed by entity) that features are written to; "" is none.
+    pub features_topic: String,
+    /// Shortest time between two feature messages of one entity.
+    pub features_every: Span,
+    /// Topic that alerts are written to; "" is none.
+    pub alerts_topic: String,
+    /// Makes features and alerts exactly-once by transactions under this id; "" is none.
+    pub transactional_id: String,
+    /// Topic that tells which tick was committed last, for outputs with a transactional_id.
+    pub ticks_topic: String,
+    /// Feature rows and alerts that may wait for the brokers; beyond it rows of one entity merge.
+    pub queue_outputs: usize,
+    /// Topics to read, see the list at the end of `default.toml`.
+    pub topics: Vec<KafkaTopic>,
 }
 
 /// Section `[telemetry]`: what the process says about itself.
@@ -433,6 +480,103 @@ pub enum ExecutorKind {
     Market,
     /// A Kafka topic.
     Kafka,
+}
+
+/// How Kafka brokers are reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KafkaSecurity {
+    /// Neither encrypted nor authenticated.
+    #[default]
+    Plaintext,
+    /// TLS, with a certificate of our own if one is given.
+    Ssl,
+    /// A user name and a password, in the clear.
+    SaslPlaintext,
+    /// A user name and a password over TLS.
+    SaslSsl,
+}
+
+impl KafkaSecurity {
+    /// Whether a user name and a password are asked for.
+    pub fn is_sasl(self) -> bool {
+        matches!(self, KafkaSecurity::SaslPlaintext | KafkaSecurity::SaslSsl)
+    }
+
+    /// Whether the connection is encrypted.
+    pub fn is_tls(self) -> bool {
+        matches!(self, KafkaSecurity::Ssl | KafkaSecurity::SaslSsl)
+    }
+}
+
+/// How SASL proves who we are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KafkaMechanism {
+    /// The password itself.
+    #[default]
+    Plain,
+    /// Challenge and response with SHA-256.
+    #[serde(rename = "scram_sha_256")]
+    ScramSha256,
+    /// Challenge and response with SHA-512.
+    #[serde(rename = "scram_sha_512")]
+    ScramSha512,
+}
+
+/// What the messages of a topic are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KafkaKind {
+    /// Events.
+    Events,
+    /// Report rows.
+    Reports,
+    /// Goals, set and removed.
+    Goals,
+    /// Proposals approved and rejected.
+    Approvals,
+}
+
+/// Form of the messages of a topic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KafkaFormat {
+    /// JSON: one object, an array of them, or one on each line.
+    #[default]
+    Json,
+    /// Avro.
+    Avro,
+    /// Protobuf.
+    Protobuf,
+}
+
+/// One `[[kafka.topics]]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KafkaTopic {
+    /// Its name.
+    pub name: String,
+    /// What its messages are.
+    pub kind: KafkaKind,
+    /// Their form.
+    #[serde(default)]
+    pub format: KafkaFormat,
+    /// Mapping of foreign columns, a name or a file; "" is the engine's own form.
+    #[serde(default)]
+    pub mapping: String,
+    /// File with the schema (.avsc or .proto); "" is the one of the engine's own form.
+    #[serde(default)]
+    pub schema: String,
+    /// Full name of the Protobuf message; "" is the first of the schema.
+    #[serde(default)]
+    pub message: String,
+    /// Messages begin with the id of their schema in the registry.
+    #[serde(default)]
+    pub registry: bool,
+    /// The only tenant whose rows the topic may hold; "" is any.
+    #[serde(default)]
+    pub tenant: String,
 }
 
 /// Form of the log.

@@ -63,10 +63,11 @@ fn every_field_is_in_default_toml() {
 #[test]
 fn documented_examples_of_lists_are_valid() {
     let start = DEFAULT_TOML.find("# [[goals]]").unwrap();
-    let example: String = DEFAULT_TOML[start..]
+    let lists: String = DEFAULT_TOML[start..]
         .lines()
-        .map(|line| format!("{}\n", line.trim_start_matches("# ")))
+        .map(|line| format!("{}\n", line.trim_start_matches("# ").trim_start_matches('#')))
         .collect();
+    let example = format!("[kafka]\nbrokers = \"broker:9092\"\n{lists}");
     // The example's account is kept in euros, its goal in dollars: the check sees that.
     let text = problems(&example);
     assert!(text.contains("1 problem") && text.contains("goals.0 (brand).currency"), "{text}");
@@ -188,4 +189,44 @@ fn shipped_profiles_are_valid_and_round_trip() {
         let again = with(&checked.to_toml()).unwrap().validate().unwrap();
         assert_eq!(again, checked, "{profile}");
     }
+}
+
+#[test]
+fn kafka_is_checked_as_a_whole() {
+    let text = problems(
+        r#"
+[kafka]
+security = "ssl"
+username = "omnify"
+cert_file = "client.pem"
+[[kafka.topics]]
+name = "a b"
+kind = "goals"
+mapping = "dsp_log"
+[[kafka.topics]]
+name = "events"
+kind = "events"
+format = "avro"
+registry = true
+[[kafka.topics]]
+name = "events"
+kind = "reports"
+format = "protobuf"
+mapping = "foreign.toml"
+"#,
+    );
+    for wanted in [
+        "kafka.brokers: is empty, but kafka.topics has entries",
+        "kafka.username: is set, but kafka.security is not",
+        "kafka.username: is set without a password",
+        "kafka.key_file: is empty",
+        "kafka.topics.0 (a b).name: `a b` is no name",
+        "kafka.topics.0 (a b).mapping: is only for events and reports",
+        "kafka.topics.1 (events).registry: is true, but kafka.registry_url is empty",
+        "kafka.topics.2 (events).name: is read twice",
+        "kafka.topics.2 (events).schema: is missing",
+    ] {
+        assert!(text.contains(wanted), "{wanted}\nis not in\n{text}");
+    }
+    assert!(text.contains("9 problems"), "{text}");
 }

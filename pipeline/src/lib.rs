@@ -9,6 +9,7 @@ pub mod clock;
 pub mod commands;
 pub mod decode;
 pub mod engine;
+pub mod kafka;
 pub mod live;
 pub mod progress;
 pub mod setup;

@@ -8,6 +8,7 @@
 pub mod action;
 pub mod history;
 pub mod journal;
+pub mod kafka;
 pub mod serve;
 pub mod snapshot;
 pub mod telemetry;

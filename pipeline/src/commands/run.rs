@@ -1,4 +1,4 @@
-//! `omnify run`: the live engine on the system's clock; events come over HTTP push.
+//! `omnify run`: the live engine on the system's clock; events come over HTTP push and Kafka.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use serde_json::json;
 use super::{Done, totals, totals_text};
 use crate::cli::Common;
 use crate::clock::Clock;
+use crate::kafka::{self, Positions};
 use crate::live::{Live, Setup, listen};
 
 /// Options of `run`.
@@ -47,7 +48,12 @@ pub fn execute(common: &Common, args: &RunArgs) -> anyhow::Result<Done> {
     if let Some(address) = live.address() {
         tracing::info!("the page is at http://{address}/, events go to http://{address}/v1/events");
     }
+    let runtime = live.runtime().handle();
+    let positions = Positions::default();
+    let kafka =
+        kafka::start(&config, live.door(), live.intake(), &positions, &Clock::System, runtime)?;
     live.wait(args.time);
+    drop(kafka);
     let summary = live.stop()?;
     let mut answer = totals(&summary);
     answer["history"] = json!(history);

@@ -20,8 +20,18 @@ impl Columns {
         Columns { names: plan.slots.iter().map(|slot| slot.column.clone()).collect() }
     }
 
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// The names, in the order of the plan.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(String::as_str)
+    }
+
     /// Position of `name`; objects of one writer keep their order, so the search starts at `hint`.
-    fn find(&self, name: &str, hint: usize) -> Option<usize> {
+    pub(crate) fn find(&self, name: &str, hint: usize) -> Option<usize> {
         let (before, after) = self.names.split_at(hint.min(self.names.len()));
         let from = |names: &[String]| names.iter().position(|known| known == name);
         from(after).map(|at| at + before.len()).or_else(|| from(before))

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  mapping (TOML) ─► plan ─┐
-//!  text, JSON, columns ─► cells ─► row decoder ─► Batch { events, reports, dead, ignored }
+//!  text, JSON, columns, Avro, Protobuf ─► cells ─► row decoder ─► Batch { events, reports, dead, ignored }
 //!                                     │  door: registry, tenants, limits, report memory
 //! ```
 //!
@@ -13,6 +13,7 @@
 //! What this module never does: it opens no file and reads no clock (the latest acceptable time is
 //! an argument), and it writes nothing.
 
+mod avro;
 mod batch;
 mod cell;
 mod door;
@@ -20,14 +21,17 @@ mod json;
 mod mapping;
 mod paths;
 mod plan;
+mod protobuf;
 mod push;
 mod reason;
 mod row;
 mod time;
 
+pub use avro::{AvroSchema, SchemaError};
 pub use batch::{Batch, Place};
 pub use door::{Door, Limits};
 pub use mapping::{Mapping, MappingError};
+pub use protobuf::{ProtoMessage, ProtoSchema};
 pub use push::Push;
 pub use reason::{Reason, Reject};
 pub use row::Projection;

@@ -6,6 +6,7 @@ use omnify_operators::model::EventTime;
 use serde_json::value::RawValue;
 
 use super::batch::Batch;
+use super::cell::Cell;
 use super::door::Door;
 use super::json::{Columns, parse_object};
 use super::mapping::Mapping;
@@ -17,6 +18,7 @@ pub struct Push {
     decoder: RowDecoder,
     columns: Columns,
     rows: u64,
+    reports: bool,
 }
 
 impl Push {
@@ -29,7 +31,7 @@ impl Push {
     pub fn new(mapping: &Mapping, door: Arc<Door>, source: &str) -> Push {
         let columns = Columns::new(&mapping.plan);
         let decoder = RowDecoder::new(mapping, door, source.into(), Projection::ALL);
-        Push { decoder, columns, rows: 0 }
+        Push { decoder, columns, rows: 0, reports: false }
     }
 
     /// From now on, rows of other tenants than `tenant` are refused, if one is given.
@@ -40,15 +42,61 @@ impl Push {
     /// Decodes one body. Times after `not_after` are refused. A body that is no JSON at all comes
     /// back as dead letters, one for each line. Row numbers count on from body to body.
     pub fn decode(&mut self, body: &[u8], not_after: Option<EventTime>) -> Batch {
-        self.decoder.not_after(not_after);
         let mut batch = Batch::new();
+        self.not_after(not_after);
+        self.decode_into(body, &mut batch);
+        batch
+    }
+
+    /// From now on, refuses times after `time`.
+    pub(crate) fn not_after(&mut self, time: Option<EventTime>) {
+        self.decoder.not_after(time);
+    }
+
+    /// Rows are numbered from 1 again.
+    pub(crate) fn restart_rows(&mut self) {
+        self.rows = 0;
+    }
+
+    /// Decodes one body into a batch that may hold others.
+    pub(crate) fn decode_into(&mut self, body: &[u8], batch: &mut Batch) {
         let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
         if body.trim_ascii_start().first() == Some(&b'[') {
-            self.array(body, &mut batch);
+            self.array(body, batch);
         } else {
-            body.split(|byte| *byte == b'\n').for_each(|line| self.row(line, &mut batch));
+            body.split(|byte| *byte == b'\n').for_each(|line| self.row(line, batch));
         }
-        batch
+    }
+
+    /// The columns that rows of cells have.
+    pub(crate) fn columns(&self) -> &Columns {
+        &self.columns
+    }
+
+    /// Takes a row that is cells already; `bytes` is what a dead letter keeps.
+    pub(crate) fn cells(&mut self, cells: &mut [Cell<'_>], batch: &mut Batch, bytes: &[u8]) {
+        self.rows += 1;
+        self.default_type(cells);
+        self.decoder.push(cells, batch, self.rows, || bytes.to_vec());
+    }
+
+    /// Takes a body that could not be read at all.
+    pub(crate) fn refuse(&mut self, reject: Reject, batch: &mut Batch, bytes: &[u8]) {
+        self.rows += 1;
+        self.decoder.refuse(batch, self.rows, reject, bytes, bytes.len() as u64);
+    }
+
+    /// Rows that do not say whether they are events or reports are reports.
+    pub(crate) fn reports_by_default(&mut self) {
+        self.reports = true;
+    }
+
+    fn default_type(&self, cells: &mut [Cell<'_>]) {
+        if let (true, Some(slot)) = (self.reports, self.decoder.plan.row_type)
+            && cells[slot] == Cell::Null
+        {
+            cells[slot] = Cell::Text("report".into());
+        }
     }
 
     fn array(&mut self, body: &[u8], batch: &mut Batch) {
@@ -80,7 +128,10 @@ impl Push {
         }
         let mut cells = Vec::new();
         match parse_object(line, &self.columns, &mut cells) {
-            Ok(()) => self.decoder.push(&cells, batch, self.rows, || line.to_vec()),
+            Ok(()) => {
+                self.default_type(&mut cells);
+                self.decoder.push(&cells, batch, self.rows, || line.to_vec());
+            }
             Err(reject) => self.decoder.refuse(batch, self.rows, reject, line, length),
         }
     }

@@ -1,10 +1,8 @@
 //! From the configuration to the dispatcher that carries actions out.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use crossbeam_channel::{Receiver, Sender};
 use omnify_config::{Checked, ExecutorKind};
 use omnify_decision::control::Control;
@@ -15,7 +13,6 @@ use omnify_sinks::action::{
 use tokio::runtime::Handle;
 
 use crate::clock::Clock;
-use crate::commands::UsageError;
 use crate::engine::Execution;
 
 /// Longest wait between two tries, as a multiple of the first.
@@ -71,28 +68,9 @@ pub(super) fn start(
 
 fn kafka(config: &Checked) -> anyhow::Result<KafkaOptions> {
     let kafka = &config.kafka;
-    let mut properties = BTreeMap::new();
-    if !kafka.username.is_empty() {
-        let password = match (kafka.password_env.as_str(), kafka.password_file.as_str()) {
-            ("", file) => std::fs::read_to_string(file)
-                .with_context(|| format!("kafka.password_file {file} cannot be read"))?
-                .trim_end()
-                .to_owned(),
-            (name, _) => std::env::var(name).map_err(|_| {
-                UsageError(format!("kafka.password_env names {name}, which is not set"))
-            })?,
-        };
-        properties.extend([
-            ("security.protocol".to_owned(), "SASL_PLAINTEXT".to_owned()),
-            ("sasl.mechanism".to_owned(), "PLAIN".to_owned()),
-            ("sasl.username".to_owned(), kafka.username.clone()),
-            ("sasl.password".to_owned(), password),
-        ]);
-    }
     Ok(KafkaOptions {
         topic: kafka.actions_topic.clone(),
         delivery_timeout: kafka.timeout.duration(),
-        properties,
-        ..KafkaOptions::at(kafka.brokers.clone())
+        ..KafkaOptions::at(crate::kafka::connection(config)?)
     })
 }

@@ -121,7 +121,7 @@ impl Ingest {
         acknowledged: &HashMap<EntityKey, Instant>,
     ) {
         self.arrivals.took(&arrival);
-        let Arrival { batch, controls, arrived, observed, watermarks, known_until } = arrival;
+        let Arrival { batch, controls, arrived, observed, watermarks, known_until, .. } = arrival;
         if let Some(tick) = known_until {
             self.clock.advance(tick);
         }

@@ -10,6 +10,7 @@ use omnify_operators::model::Tick;
 use omnify_sinks::serve::Watermarks;
 
 use crate::decode::Batch;
+use crate::kafka::Position;
 
 /// Batches that may wait, whatever their size.
 const BATCHES_MAX: usize = 1_024;
@@ -31,6 +32,9 @@ pub struct Arrival {
     pub watermarks: Option<Watermarks>,
     /// Simulated time: nothing before this tick is outstanding, so the clock moves there.
     pub known_until: Option<Tick>,
+    /// Where the source stands behind `batch` and `controls`: what is read after a restart begins
+    /// there.
+    pub positions: Vec<Position>,
 }
 
 /// The sources' end. Clones share the bound.
@@ -47,14 +51,14 @@ struct Shared {
 }
 
 /// The ingest loop's end.
-pub(super) struct Arrivals {
-    pub(super) queue: Receiver<Arrival>,
+pub(crate) struct Arrivals {
+    pub(crate) queue: Receiver<Arrival>,
     shared: Arc<Shared>,
 }
 
 /// A door for about `rows_max` rows: it is shut while that many wait, so that at most one batch of
 /// each source goes beyond.
-pub(super) fn channel(rows_max: usize) -> (Intake, Arrivals) {
+pub(crate) fn channel(rows_max: usize) -> (Intake, Arrivals) {
     let (sender, receiver) = bounded(BATCHES_MAX);
     let (rows, closed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let shared = Arc::new(Shared { rows, rows_max, closed });
@@ -87,7 +91,7 @@ impl Intake {
 
     /// Hands over what was read while there was room. False, and nothing taken, when the engine is
     /// closed.
-    pub(super) fn put(&self, arrival: Arrival) -> bool {
+    pub(crate) fn put(&self, arrival: Arrival) -> bool {
         if self.is_closed() {
             return false;
         }
@@ -102,14 +106,14 @@ impl Intake {
     }
 
     /// Takes nothing in any more.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.shared.closed.store(true, Ordering::Release);
     }
 }
 
 impl Arrivals {
     /// Rows of `arrival` wait no longer.
-    pub(super) fn took(&self, arrival: &Arrival) {
+    pub(crate) fn took(&self, arrival: &Arrival) {
         let rows = usize::try_from(arrival.batch.rows).unwrap_or(usize::MAX);
         self.shared.rows.fetch_sub(rows, Ordering::AcqRel);
     }

@@ -22,20 +22,19 @@
 //! tried again. A delivery not confirmed within `delivery_timeout` is `Unknown` and sent again,
 //! which the producer's idempotence and the `action_id` make harmless.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt, ready};
 use omnify_decision::action::{Id, Setting};
 use omnify_decision::control::Actual;
 use omnify_operators::model::{EntityKey, Tick};
-use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use serde::Serialize;
 
 use super::{ActionSink, AmountRange, Capabilities, ErrorClass, ExecError, ExecOutcome, Intent};
+use crate::kafka::{Connection, KafkaSinkError};
 use crate::telemetry::events::{KafkaDelivered, KafkaFailed};
 
 /// The topic's usual name.
@@ -46,27 +45,24 @@ pub const SCHEMA: &str = "omnify.action/1";
 /// How to reach the brokers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KafkaOptions {
-    /// `host:port`, several with commas.
-    pub brokers: String,
+    /// The brokers and how they are reached.
+    pub connection: Connection,
     /// The topic.
     pub topic: String,
     /// Longest wait for the confirmation of one message.
     pub delivery_timeout: Duration,
     /// Messages that may wait in the producer.
     pub queue_max: u32,
-    /// Further librdkafka properties (security and the like); they win over ours.
-    pub properties: BTreeMap<String, String>,
 }
 
 impl KafkaOptions {
-    /// The usual topic and limits at `brokers`.
-    pub fn at(brokers: impl Into<String>) -> KafkaOptions {
+    /// The usual topic and limits at these brokers.
+    pub fn at(connection: impl Into<Connection>) -> KafkaOptions {
         KafkaOptions {
-            brokers: brokers.into(),
+            connection: connection.into(),
             topic: TOPIC.to_owned(),
             delivery_timeout: Duration::from_secs(10),
             queue_max: 65_536,
-            properties: BTreeMap::new(),
         }
     }
 }
@@ -115,22 +111,18 @@ impl KafkaActions {
     /// is not there yet is no error here.
     pub fn new(options: KafkaOptions) -> Result<KafkaActions, ExecError> {
         let timeout_ms = options.delivery_timeout.as_millis().to_string();
-        let mut config = ClientConfig::new();
-        config
-            .set("bootstrap.servers", &options.brokers)
-            .set("client.id", "omnify")
-            .set("enable.idempotence", "true")
-            .set("acks", "all")
-            .set("linger.ms", "1")
-            .set("compression.type", "zstd")
-            .set("message.timeout.ms", timeout_ms)
-            .set("queue.buffering.max.messages", options.queue_max.to_string());
-        for (name, value) in &options.properties {
-            config.set(name, value);
-        }
+        let defaults = [
+            ("enable.idempotence", "true".to_owned()),
+            ("acks", "all".to_owned()),
+            ("linger.ms", "1".to_owned()),
+            ("compression.type", "zstd".to_owned()),
+            ("message.timeout.ms", timeout_ms),
+            ("queue.buffering.max.messages", options.queue_max.to_string()),
+        ];
+        let config = options.connection.client("omnify", defaults);
         let producer = config.create().map_err(|error| {
-            let message = format!("Kafka producer for {}: {error}", options.brokers);
-            ExecError::new(ErrorClass::Validation, message)
+            let error = KafkaSinkError::client(&options.connection, &error);
+            ExecError::new(ErrorClass::Validation, error)
         })?;
         Ok(KafkaActions { producer, options })
     }
@@ -194,7 +186,10 @@ fn classify(options: &KafkaOptions, error: &KafkaError) -> ExecError {
         Some(Code::UnsupportedVersion) => ErrorClass::VersionSunset,
         _ => ErrorClass::UnknownOutcome,
     };
-    ExecError::new(class, format!("topic {} at {}: {error}", options.topic, options.brokers))
+    ExecError::new(
+        class,
+        format!("topic {} at {}: {error}", options.topic, options.connection.brokers),
+    )
 }
 
 impl ActionSink for KafkaActions {

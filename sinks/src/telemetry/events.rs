@@ -402,6 +402,50 @@ impl KafkaFailed<'_> {
     }
 }
 
+/// What the Kafka source did since the last time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KafkaConsumed {
+    /// Messages taken in.
+    pub messages: u64,
+    /// Messages passed over because they had been taken in before.
+    pub skipped: u64,
+    /// Partitions read now.
+    pub partitions: u64,
+    /// Messages behind the ends of the partitions now.
+    pub lag: i64,
+    /// Whether nothing is read because the engine is behind.
+    pub paused: bool,
+}
+
+impl KafkaConsumed {
+    /// Logs and counts.
+    pub fn emit(self) {
+        counter!(Metric::KafkaMessages.name()).increment(self.messages);
+        counter!(Metric::KafkaSkipped.name()).increment(self.skipped);
+        gauge!(Metric::KafkaPartitions.name()).set(self.partitions as f64);
+        gauge!(Metric::KafkaLag.name()).set(self.lag as f64);
+        gauge!(Metric::KafkaPaused.name()).set(if self.paused { 1.0 } else { 0.0 });
+        debug!(messages = self.messages, lag = self.lag, paused = self.paused, "kafka read");
+    }
+}
+
+/// The Kafka source met an error of the brokers.
+#[derive(Clone, Copy)]
+pub struct KafkaSourceFailed<'a> {
+    /// What it was doing.
+    pub class: &'static str,
+    /// What went wrong.
+    pub error: &'a dyn std::fmt::Display,
+}
+
+impl KafkaSourceFailed<'_> {
+    /// Logs and counts.
+    pub fn emit(self) {
+        counter!(Metric::KafkaSourceErrors.name(), "class" => self.class).increment(1);
+        warn!(class = self.class, error = %self.error, "kafka");
+    }
+}
+
 /// A model took effect.
 #[derive(Clone, Copy, Debug)]
 pub struct ModelLoaded {
@@ -465,6 +509,8 @@ mod tests {
             InvariantViolated { invariant: "conservation", count: 1 }.emit();
             KafkaDelivered { count: 1 }.emit();
             KafkaFailed { class: "timeout", error: &"no broker" }.emit();
+            KafkaConsumed { messages: 5, lag: 7, ..KafkaConsumed::default() }.emit();
+            KafkaSourceFailed { class: "consume", error: &"no broker" }.emit();
             ModelLoaded { version: 2 }.emit();
             Started { version: "0.1.0" }.emit();
             recorder.handle().render()

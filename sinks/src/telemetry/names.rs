@@ -103,6 +103,18 @@ pub enum Metric {
     KafkaDelivered,
     /// Actions that could not be delivered to the broker, by error class.
     KafkaErrors,
+    /// Messages read from topics.
+    KafkaMessages,
+    /// Messages passed over because they had been taken in before.
+    KafkaSkipped,
+    /// Partitions that this process reads.
+    KafkaPartitions,
+    /// Messages behind the ends of the partitions.
+    KafkaLag,
+    /// 1 while topics are paused because the engine is behind.
+    KafkaPaused,
+    /// Errors of the brokers while reading, by what was being done.
+    KafkaSourceErrors,
     /// Version of the model in use; 0 without one.
     ModelVersion,
     /// Always 1; the label says which program runs.
@@ -142,6 +154,12 @@ impl Metric {
         Metric::InvariantViolations,
         Metric::KafkaDelivered,
         Metric::KafkaErrors,
+        Metric::KafkaMessages,
+        Metric::KafkaSkipped,
+        Metric::KafkaPartitions,
+        Metric::KafkaLag,
+        Metric::KafkaPaused,
+        Metric::KafkaSourceErrors,
         Metric::ModelVersion,
         Metric::Build,
     ];
@@ -388,6 +406,54 @@ impl Metric {
                 kind: Counter,
                 unit: Some(Count),
                 help: "Actions that could not be delivered to the broker, by error class.",
+                labels: &["class"],
+                buckets: NONE,
+            },
+            Metric::KafkaMessages => Description {
+                name: "omnify_kafka_messages_total",
+                kind: Counter,
+                unit: Some(Count),
+                help: "Messages read from topics.",
+                labels: &[],
+                buckets: NONE,
+            },
+            Metric::KafkaSkipped => Description {
+                name: "omnify_kafka_skipped_total",
+                kind: Counter,
+                unit: Some(Count),
+                help: "Messages passed over because they had been taken in before.",
+                labels: &[],
+                buckets: NONE,
+            },
+            Metric::KafkaPartitions => Description {
+                name: "omnify_kafka_partitions",
+                kind: Gauge,
+                unit: Some(Count),
+                help: "Partitions that this process reads.",
+                labels: &[],
+                buckets: NONE,
+            },
+            Metric::KafkaLag => Description {
+                name: "omnify_kafka_lag_messages",
+                kind: Gauge,
+                unit: Some(Count),
+                help: "Messages behind the ends of the partitions.",
+                labels: &[],
+                buckets: NONE,
+            },
+            Metric::KafkaPaused => Description {
+                name: "omnify_kafka_paused",
+                kind: Gauge,
+                unit: None,
+                help: "1 while topics are paused because the engine is behind.",
+                labels: &[],
+                buckets: NONE,
+            },
+            Metric::KafkaSourceErrors => Description {
+                name: "omnify_kafka_source_errors_total",
+                kind: Counter,
+                unit: Some(Count),
+                help: "Errors of the brokers while reading, by what was being done.",
                 labels: &["class"],
                 buckets: NONE,
             },

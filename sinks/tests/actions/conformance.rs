@@ -120,7 +120,7 @@ fn kafka_that_is_not_there() {
 #[test]
 fn bad_kafka_options_say_what_is_wrong() {
     let mut options = KafkaOptions::at("127.0.0.1:1");
-    options.properties.insert("no.such.property".into(), "1".into());
+    options.connection.properties.insert("no.such.property".into(), "1".into());
     let error = KafkaActions::new(options).err().unwrap();
     assert!(error.message.contains("no.such.property"), "{error}");
 }

@@ -75,7 +75,7 @@ fn rig(options: &KafkaOptions) -> Rig {
 /// Every message of the topic as (action id, owner, amount), per partition in order.
 fn read_all(options: &KafkaOptions) -> Vec<(String, String, u64)> {
     let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", &options.brokers)
+        .set("bootstrap.servers", &options.connection.brokers)
         .set("group.id", "reader")
         .set("enable.partition.eof", "true")
         .create()

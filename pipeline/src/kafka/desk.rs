@@ -1,0 +1,278 @@
+//! Where messages are taken in: decoded, collected, handed to the intake, and their positions moved.
+//! The consumer's thread and the callbacks of a rebalance share it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use omnify_decision::control::Control;
+use omnify_operators::model::us_of_tick;
+use omnify_sinks::kafka::{DeadLetterTopic, Refused};
+use rdkafka::message::{BorrowedMessage, Headers, Message, OwnedMessage};
+
+use super::payload::{Taken, TopicReader};
+use super::positions::{Position, Positions};
+use super::status::{Partition, Shown};
+use crate::clock::{self, Clock};
+use crate::decode::Batch;
+use crate::live::{Arrival, Intake};
+
+/// Longest name of a tenant in a header; a longer one names nobody.
+const TENANT_BYTES_MAX: usize = 256;
+
+/// What has been read and not yet handed over.
+#[derive(Default)]
+struct Work {
+    batch: Batch,
+    controls: Vec<Control>,
+    nexts: BTreeMap<Partition, i64>,
+    messages: usize,
+    since: Option<Instant>,
+}
+
+/// What a desk is made of.
+pub(super) struct Parts {
+    pub(super) readers: HashMap<String, TopicReader>,
+    pub(super) intake: Intake,
+    pub(super) positions: Positions,
+    pub(super) shown: Shown,
+    pub(super) clock: Clock,
+    pub(super) future_skew_us: i64,
+    pub(super) batch_messages: usize,
+    pub(super) dead_letters: Option<DeadLetterTopic>,
+}
+
+/// See the module.
+pub(super) struct Desk {
+    parts: Parts,
+    work: Work,
+    /// The next offset to take, of every assigned partition that has one.
+    expected: HashMap<Partition, i64>,
+    /// Messages whose schema is not known yet, and what came behind them.
+    held: BTreeMap<Partition, VecDeque<OwnedMessage>>,
+    closed: bool,
+}
+
+impl Desk {
+    pub(super) fn new(parts: Parts) -> Desk {
+        Desk {
+            parts,
+            work: Work { batch: Batch::new(), ..Work::default() },
+            expected: HashMap::new(),
+            held: BTreeMap::new(),
+            closed: false,
+        }
+    }
+
+    /// Where copies of dead letters go.
+    pub(super) fn dead_letters(&self) -> Option<&DeadLetterTopic> {
+        self.parts.dead_letters.as_ref()
+    }
+
+    /// Up to where the partition is on disk.
+    pub(super) fn durable(&self, topic: &str, partition: i32) -> Option<i64> {
+        let reader = self.parts.readers.get(topic)?;
+        self.parts.positions.durable_next(&reader.source, partition)
+    }
+
+    /// True while nothing more should be read.
+    pub(super) fn is_full(&self) -> bool {
+        self.parts.intake.is_full()
+            || self.parts.dead_letters.as_ref().is_some_and(DeadLetterTopic::is_full)
+    }
+
+    /// True when the engine takes nothing in any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed || self.parts.intake.is_closed()
+    }
+
+    /// True when enough is collected.
+    pub(super) fn is_due(&self) -> bool {
+        self.work.messages >= self.parts.batch_messages
+    }
+
+    /// A partition came: says where its reading goes on.
+    pub(super) fn assign(&mut self, topic: &str, partition: i32) -> Option<i64> {
+        let reader = self.parts.readers.get(topic)?;
+        let next = self.parts.positions.next(&reader.source, partition);
+        let key = (Arc::from(topic), partition);
+        match next {
+            Some(next) => self.expected.insert(key.clone(), next),
+            None => self.expected.remove(&key),
+        };
+        self.parts.shown.lock().assigned.insert(key);
+        next
+    }
+
+    /// Partitions go: what was read of them is handed over before another member may begin.
+    pub(super) fn revoke<'a>(&mut self, gone: impl IntoIterator<Item = (&'a str, i32)>) {
+        self.flush();
+        let mut shown = self.parts.shown.lock();
+        for (topic, partition) in gone {
+            let key = (Arc::from(topic), partition);
+            self.expected.remove(&key);
+            self.held.remove(&key);
+            shown.assigned.remove(&key);
+            shown.lag.remove(&key);
+            shown.waiting.remove(&key);
+        }
+    }
+
+    /// The offset that `message` should have, when messages before it are missing.
+    pub(super) fn gap_before(&self, message: &BorrowedMessage<'_>) -> Option<i64> {
+        let key = (Arc::from(message.topic()), message.partition());
+        self.expected.get(&key).copied().filter(|expected| *expected < message.offset())
+    }
+
+    /// Takes a message; false when its partition has to wait for the schema registry.
+    pub(super) fn take(&mut self, message: &BorrowedMessage<'_>) -> bool {
+        let key = (Arc::from(message.topic()), message.partition());
+        if let Some(waiting) = self.held.get_mut(&key) {
+            waiting.push_back(message.detach());
+            return true;
+        }
+        if self.expected.get(&key).is_some_and(|expected| message.offset() < *expected) {
+            self.parts.shown.lock().skipped += 1;
+            return true;
+        }
+        match self.decode(message, &key) {
+            Taken::Done => true,
+            Taken::Waiting => {
+                self.parts.shown.lock().waiting.insert(key.clone());
+                self.held.insert(key, VecDeque::from([message.detach()]));
+                false
+            }
+        }
+    }
+
+    /// Tries again what waits for the registry; returns the partitions that go on.
+    pub(super) fn retry(&mut self) -> Vec<Partition> {
+        let mut freed = Vec::new();
+        let partitions: Vec<Partition> = self.held.keys().cloned().collect();
+        for key in partitions {
+            while let Some(message) = self.held.get_mut(&key).and_then(VecDeque::pop_front) {
+                if self.decode(&message, &key) == Taken::Waiting {
+                    if let Some(waiting) = self.held.get_mut(&key) {
+                        waiting.push_front(message);
+                    }
+                    break;
+                }
+            }
+            if self.held.get(&key).is_some_and(VecDeque::is_empty) {
+                self.held.remove(&key);
+                self.parts.shown.lock().waiting.remove(&key);
+                freed.push(key);
+            }
+        }
+        freed
+    }
+
+    /// Partitions that wait for the registry.
+    pub(super) fn waiting(&self) -> BTreeSet<Partition> {
+        self.held.keys().cloned().collect()
+    }
+
+    /// True while a partition waits for the registry.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    fn decode(&mut self, message: &impl Message, key: &Partition) -> Taken {
+        let not_after =
+            us_of_tick(self.parts.clock.now()).saturating_add(self.parts.future_skew_us);
+        let Some(reader) = self.parts.readers.get_mut(key.0.as_ref()) else { return Taken::Done };
+        let work = &mut self.work;
+        let before = work.batch.dead.len();
+        let taken = reader.take(
+            message.payload(),
+            tenant(message),
+            Some(not_after),
+            &mut work.batch,
+            &mut work.controls,
+        );
+        if taken == Taken::Waiting {
+            return taken;
+        }
+        work.messages += 1;
+        work.since.get_or_insert_with(clock::instant);
+        work.nexts.insert(key.clone(), message.offset() + 1);
+        self.expected.insert(key.clone(), message.offset() + 1);
+        let mut shown = self.parts.shown.lock();
+        shown.messages += 1;
+        if let Some(letters) = work.batch.dead.get_mut(before..)
+            && !letters.is_empty()
+        {
+            shown.refused += 1;
+            let place: Arc<str> =
+                format!("{}/{}@{}", reader.source, message.partition(), message.offset()).into();
+            letters.iter_mut().for_each(|letter| letter.source = place.clone());
+            if let Some(topic) = &self.parts.dead_letters {
+                topic.send(&Refused {
+                    topic: message.topic(),
+                    partition: message.partition(),
+                    offset: message.offset(),
+                    key: message.key(),
+                    payload: message.payload(),
+                    reason: letters[0].reason,
+                    detail: &letters[0].detail,
+                    rows: letters.len(),
+                });
+            }
+        }
+        taken
+    }
+
+    /// Hands over what was read. The positions move with it.
+    pub(super) fn flush(&mut self) {
+        if self.work.messages == 0 {
+            return;
+        }
+        let empty = Work { batch: Batch::new(), ..Work::default() };
+        let Work { batch, controls, nexts, since, .. } = std::mem::replace(&mut self.work, empty);
+        let source = |topic: &Arc<str>| match self.parts.readers.get(topic.as_ref()) {
+            Some(reader) => reader.source.clone(),
+            None => topic.clone(),
+        };
+        let positions: Vec<Position> = nexts
+            .iter()
+            .map(|((topic, partition), next)| Position {
+                source: source(topic),
+                partition: *partition,
+                next: *next,
+            })
+            .collect();
+        let arrival = Arrival {
+            batch,
+            controls,
+            arrived: since,
+            positions: positions.clone(),
+            ..Arrival::default()
+        };
+        if self.parts.intake.put(arrival) {
+            positions.iter().for_each(|position| self.parts.positions.advance(position));
+        } else {
+            // Nothing was taken: it is read again after the next start.
+            self.closed = true;
+        }
+    }
+
+    /// Takes over what the brokers say of the ends of the partitions.
+    pub(super) fn lag(&self, ends: impl IntoIterator<Item = (String, i32, i64)>) {
+        let mut shown = self.parts.shown.lock();
+        for (topic, partition, end) in ends {
+            let key = (Arc::from(topic), partition);
+            if end >= 0 && shown.assigned.contains(&key) {
+                let next = self.expected.get(&key).copied().unwrap_or(0);
+                shown.lag.insert(key, (end - next).max(0));
+            }
+        }
+    }
+}
+
+/// The tenant that the message's headers name.
+fn tenant(message: &impl Message) -> Option<&str> {
+    let headers = message.headers()?;
+    let header = headers.iter().find(|header| header.key == "tenant")?;
+    let value = header.value.filter(|value| value.len() <= TENANT_BYTES_MAX)?;
+    std::str::from_utf8(value).ok()
+}

@@ -1,0 +1,106 @@
+//! The callbacks of a member of the consumer group.
+//!
+//! They run inside `poll`, on the consumer's thread: a partition that goes has been handed over
+//! before the group may give it to somebody else, and one that comes starts at its position.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use omnify_sinks::telemetry::events::KafkaSourceFailed;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
+use rdkafka::error::KafkaError;
+use rdkafka::statistics::Statistics;
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
+
+use super::desk::Desk;
+
+/// See the module.
+pub(super) struct Member {
+    desk: Arc<Mutex<Desk>>,
+    /// Whether everything is paused: what comes is then paused as well.
+    pub(super) paused: AtomicBool,
+}
+
+impl Member {
+    pub(super) fn new(desk: Arc<Mutex<Desk>>) -> Member {
+        Member { desk, paused: AtomicBool::new(false) }
+    }
+
+    pub(super) fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn assign(
+        &self,
+        consumer: &BaseConsumer<Member>,
+        list: &TopicPartitionList,
+        cooperative: bool,
+    ) -> Result<(), KafkaError> {
+        let mut placed = TopicPartitionList::with_capacity(list.count());
+        {
+            let mut desk = self.desk();
+            for element in list.elements() {
+                let (topic, partition) = (element.topic(), element.partition());
+                let offset = match desk.assign(topic, partition) {
+                    Some(next) => Offset::Offset(next),
+                    None => Offset::Beginning,
+                };
+                placed.add_partition_offset(topic, partition, offset)?;
+            }
+        }
+        match cooperative {
+            true => consumer.incremental_assign(&placed)?,
+            false => consumer.assign(&placed)?,
+        }
+        if self.paused.load(Ordering::Acquire) {
+            consumer.pause(&placed)?;
+        }
+        Ok(())
+    }
+
+    fn revoke(
+        &self,
+        consumer: &BaseConsumer<Member>,
+        list: &TopicPartitionList,
+        cooperative: bool,
+    ) -> Result<(), KafkaError> {
+        let elements = list.elements();
+        self.desk().revoke(elements.iter().map(|gone| (gone.topic(), gone.partition())));
+        match cooperative {
+            true => consumer.incremental_unassign(list),
+            false => consumer.unassign(),
+        }
+    }
+}
+
+impl ClientContext for Member {
+    fn stats(&self, statistics: Statistics) {
+        let ends = statistics.topics.into_iter().flat_map(|(topic, stats)| {
+            let of = stats.partitions.into_iter();
+            of.map(move |(partition, stats)| (topic.clone(), partition, stats.ls_offset))
+        });
+        self.desk().lag(ends);
+    }
+}
+
+impl ConsumerContext for Member {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        what: RDKafkaRespErr,
+        list: &mut TopicPartitionList,
+    ) {
+        let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
+        let assigned = what == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        let done = match assigned {
+            true => self.assign(consumer, list, cooperative),
+            false => self.revoke(consumer, list, cooperative),
+        };
+        let partitions = list.count();
+        tracing::info!(assigned, partitions, "the consumer group moved partitions");
+        if let Err(error) = done {
+            KafkaSourceFailed { class: "rebalance", error: &error }.emit();
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! The consumer's thread.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use omnify_sinks::telemetry::events::{KafkaConsumed, KafkaSourceFailed};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::desk::Desk;
+use super::member::Member;
+use super::options::SourceOptions;
+use super::status::{Partition, Shown};
+use crate::clock;
+
+/// Longest wait for a message; a stop and room in the intake are seen this soon.
+const POLL: Duration = Duration::from_millis(10);
+/// How often room is looked for before the partitions are paused.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// A full intake pauses the partitions after this long. A pause throws away what was read ahead, so
+/// a short moment is waited out.
+const PAUSE_AFTER: Duration = Duration::from_millis(200);
+/// How often telemetry is written.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+/// Longest wait for an answer about the start of a partition.
+const ASK: Duration = Duration::from_secs(5);
+/// Wait for copies of dead letters at the end.
+const FLUSH: Duration = Duration::from_secs(5);
+
+/// A consumer of the configured group, not yet subscribed.
+pub(super) fn consumer(
+    options: &SourceOptions,
+    desk: Arc<Mutex<Desk>>,
+) -> Result<BaseConsumer<Member>, KafkaError> {
+    let mut defaults = vec![
+        ("group.id", options.group.clone()),
+        ("partition.assignment.strategy", "cooperative-sticky".to_owned()),
+        ("enable.auto.commit", "false".to_owned()),
+        ("enable.auto.offset.store", "false".to_owned()),
+        ("isolation.level", "read_committed".to_owned()),
+        // Only where no position is known, or the one that is has been deleted by the brokers.
+        ("auto.offset.reset", "earliest".to_owned()),
+        ("session.timeout.ms", options.session_timeout.as_millis().to_string()),
+        ("queued.max.messages.kbytes", (options.fetch_bytes >> 10).max(1).to_string()),
+        ("statistics.interval.ms", TELL_EVERY.as_millis().to_string()),
+    ];
+    if let Some(instance) = &options.instance {
+        defaults.push(("group.instance.id", instance.clone()));
+    }
+    let client_id = options.instance.as_deref().unwrap_or("omnify");
+    options.connection.client(client_id, defaults).create_with_context(Member::new(desk))
+}
+
+/// Reads until stopped, until the engine is gone, or until the group refuses this member for good.
+pub(super) struct Loop {
+    pub(super) consumer: BaseConsumer<Member>,
+    pub(super) shown: Shown,
+    pub(super) stop: Arc<AtomicBool>,
+    pub(super) commit_every: Duration,
+}
+
+#[derive(Default)]
+struct Told {
+    messages: u64,
+    skipped: u64,
+}
+
+impl Loop {
+    pub(super) fn run(self) {
+        let mut full_since: Option<Instant> = None;
+        let (mut told, mut told_at, mut committed_at) =
+            (Told::default(), clock::instant(), clock::instant());
+        while !self.stop.load(Ordering::Acquire) && !self.desk(|desk| desk.is_closed()) {
+            let paused = self.member().paused.load(Ordering::Acquire);
+            if self.desk(|desk| desk.is_full()) {
+                self.desk(Desk::flush);
+                let since = *full_since.get_or_insert_with(clock::instant);
+                if !paused {
+                    match since.elapsed() >= PAUSE_AFTER {
+                        true => self.pause(),
+                        false => std::thread::sleep(LOOK_AGAIN),
+                    }
+                    continue;
+                }
+            } else {
+                full_since = None;
+                if paused {
+                    self.resume();
+                }
+            }
+            if self.desk(|desk| desk.is_waiting()) {
+                let freed = self.desk(Desk::retry);
+                if !freed.is_empty() && !self.member().paused.load(Ordering::Acquire) {
+                    self.note("resume", self.consumer.resume(&list(&freed)));
+                }
+            }
+            if !self.poll() {
+                break;
+            }
+            if told_at.elapsed() >= TELL_EVERY {
+                told = self.tell(&told);
+                told_at = clock::instant();
+            }
+            let every = self.commit_every;
+            if !every.is_zero() && committed_at.elapsed() >= every {
+                self.commit();
+                committed_at = clock::instant();
+            }
+        }
+        self.desk(Desk::flush);
+        self.tell(&told);
+        if let Some(topic) = self.member().desk().dead_letters()
+            && let Err(error) = topic.flush(FLUSH)
+        {
+            KafkaSourceFailed { class: "dead_letter", error: &error }.emit();
+        }
+    }
+
+    /// One message, error or moment of silence; false when the source is at its end.
+    fn poll(&self) -> bool {
+        match self.consumer.poll(Duration::ZERO) {
+            Some(Ok(message)) => self.take(&message),
+            Some(Err(error)) => return self.error(&error),
+            None => {
+                // Nothing waits in the client: what there is goes on its way.
+                self.desk(Desk::flush);
+                match self.consumer.poll(POLL) {
+                    Some(Ok(message)) => self.take(&message),
+                    Some(Err(error)) => return self.error(&error),
+                    None => {}
+                }
+            }
+        }
+        true
+    }
+
+    fn take(&self, message: &BorrowedMessage<'_>) {
+        if let Some(expected) = self.desk(|desk| desk.gap_before(message)) {
+            self.look_into(expected, message);
+        }
+        let (taken, due) = self.desk(|desk| (desk.take(message), desk.is_due()));
+        if !taken {
+            let partition = (Arc::from(message.topic()), message.partition());
+            self.note("pause", self.consumer.pause(&list(&[partition])));
+        }
+        if due {
+            self.desk(Desk::flush);
+        }
+    }
+
+    /// Offsets are missing. Markers of transactions and compaction leave such gaps; only what lies
+    /// before the partition's present start is lost.
+    fn look_into(&self, expected: i64, message: &BorrowedMessage<'_>) {
+        let (topic, partition) = (message.topic(), message.partition());
+        if message.offset() - expected == 1 {
+            return; // a marker
+        }
+        match self.consumer.fetch_watermarks(topic, partition, ASK) {
+            Ok((first, _)) if first > expected => {
+                let lost = u64::try_from(first - expected).unwrap_or(0);
+                self.shown.lock().lost += lost;
+                tracing::error!(
+                    topic,
+                    partition,
+                    lost,
+                    "messages were deleted before they were read"
+                );
+            }
+            Ok(_) => {}
+            Err(error) => self.note("watermarks", Err(error)),
+        }
+    }
+
+    fn pause(&self) {
+        self.member().paused.store(true, Ordering::Release);
+        self.shown.lock().paused = true;
+        let paused = self.consumer.assignment().and_then(|all| self.consumer.pause(&all));
+        self.note("pause", paused);
+    }
+
+    fn resume(&self) {
+        self.member().paused.store(false, Ordering::Release);
+        let mut shown = self.shown.lock();
+        shown.paused = false;
+        let assigned = shown.assigned.clone();
+        drop(shown);
+        let waiting = self.desk(|desk| desk.waiting());
+        let free: Vec<Partition> = assigned.difference(&waiting).cloned().collect();
+        self.note("resume", self.consumer.resume(&list(&free)));
+    }
+
+    /// Counts an error; false when the consumer can do no more.
+    fn error(&self, error: &KafkaError) -> bool {
+        let fatal = matches!(error, KafkaError::MessageConsumptionFatal(_));
+        KafkaSourceFailed { class: if fatal { "fatal" } else { "consume" }, error }.emit();
+        let mut shown = self.shown.lock();
+        shown.errors += 1;
+        shown.last_error = Some(error.to_string());
+        if fatal {
+            shown.failed = Some(error.to_string());
+        }
+        !fatal
+    }
+
+    fn note(&self, class: &'static str, result: Result<(), KafkaError>) {
+        if let Err(error) = result {
+            KafkaSourceFailed { class, error: &error }.emit();
+            let mut shown = self.shown.lock();
+            shown.errors += 1;
+            shown.last_error = Some(error.to_string());
+        }
+    }
+
+    fn tell(&self, told: &Told) -> Told {
+        let shown = self.shown.lock();
+        KafkaConsumed {
+            messages: shown.messages - told.messages,
+            skipped: shown.skipped - told.skipped,
+            partitions: shown.assigned.len() as u64,
+            lag: shown.lag_total(),
+            paused: shown.paused,
+        }
+        .emit();
+        Told { messages: shown.messages, skipped: shown.skipped }
+    }
+
+    /// Tells the group what is durable, for monitors; nothing is ever read back.
+    fn commit(&self) {
+        let mut list = TopicPartitionList::new();
+        let assigned = self.shown.lock().assigned.clone();
+        {
+            let desk = self.member().desk();
+            for (topic, partition) in &assigned {
+                let Some(next) = desk.durable(topic, *partition) else { continue };
+                if list.add_partition_offset(topic, *partition, Offset::Offset(next)).is_err() {
+                    return;
+                }
+            }
+        }
+        if list.count() > 0 {
+            self.note("commit", self.consumer.commit(&list, CommitMode::Async));
+        }
+    }
+
+    fn member(&self) -> &Member {
+        self.consumer.context()
+    }
+
+    fn desk<T>(&self, with: impl FnOnce(&mut Desk) -> T) -> T {
+        with(&mut self.member().desk())
+    }
+}
+
+fn list(partitions: &[Partition]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    for (topic, partition) in partitions {
+        list.add_partition(topic, *partition);
+    }
+    list
+}
