@@ -41,6 +41,8 @@ mod positions;
 mod registry;
 mod source;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -68,6 +68,8 @@ use crate::setup::{self, Mode};
 
 pub use access::{ListenError, listen};
 pub use intake::{Arrival, Intake};
+#[cfg(test)]
+pub(crate) use intake::{Arrivals, channel};
 
 /// Closed ticks that may wait for the workers.
 const QUEUE_TICKS: usize = 8;
