@@ -126,6 +126,9 @@ fn topic(index: usize, topic: &KafkaTopic, kafka: &Kafka, check: &mut Check) {
     if !rows && !topic.mapping.is_empty() {
         check.problem(at("mapping"), "is only for events and reports; remove it");
     }
+    if topic.kind == KafkaKind::Approvals && !topic.tenant.is_empty() {
+        check.problem(at("tenant"), "is not for approvals: they do not say whose they are");
+    }
     if topic.format == KafkaFormat::Json && !topic.schema.is_empty() {
         check.problem(at("schema"), "is only for avro and protobuf; remove it");
     }

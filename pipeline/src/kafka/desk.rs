@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use omnify_decision::control::Control;
 use omnify_operators::model::us_of_tick;
+use omnify_sinks::journal::Position;
 use omnify_sinks::kafka::{DeadLetterTopic, Refused};
 use rdkafka::message::{BorrowedMessage, Headers, Message, OwnedMessage};
 
 use super::payload::{Taken, TopicReader};
-use super::positions::{Position, Positions};
+use super::positions::Positions;
 use super::status::{Partition, Shown};
 use crate::clock::{self, Clock};
 use crate::decode::Batch;

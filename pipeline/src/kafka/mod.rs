@@ -63,7 +63,7 @@ use desk::Desk;
 use payload::TopicReader;
 
 pub use options::{Format, SourceOptions, TopicKind, TopicOptions, connection};
-pub use positions::{Position, Positions};
+pub use positions::Positions;
 pub use registry::{RegistryOptions, SchemaRegistry};
 pub use status::KafkaStatus;
 

@@ -219,24 +219,38 @@ fn values(wire: &Wire, body: &[u8]) -> Result<Vec<Value>, Reject> {
 }
 
 /// A control of the kind that the topic is for; nothing else may enter through it.
-fn control(kind: TopicKind, value: Value, sender: Option<&str>) -> Result<Control, Reject> {
+fn control(kind: TopicKind, mut value: Value, sender: Option<&str>) -> Result<Control, Reject> {
     let allowed: [&str; 2] = match kind {
         TopicKind::Goals => ["goal", "drop_goal"],
         _ => ["approve", "reject"],
     };
-    let tag = value.get("control").and_then(Value::as_str).unwrap_or_default();
-    if !allowed.contains(&tag) {
-        let detail = format!("control `{tag}` is not one of {}", allowed.join(", "));
+    let said = value.get("control").and_then(Value::as_str).unwrap_or_default();
+    let Some(tag) = allowed.into_iter().find(|tag| *tag == said) else {
+        let detail = format!("control `{said}` is not one of {}", allowed.join(", "));
         return Err(Reject::new(Reason::UnknownKind, detail));
-    }
+    };
     if let Some(sender) = sender {
-        // A control that does not say whose it is could be anybody's.
-        let covers = value.pointer("/goal/applies_to").and_then(Value::as_str).unwrap_or_default();
-        if covers.split('/').next() != Some(sender) {
-            let detail = format!("the sender may only set goals of tenant `{sender}`");
-            return Err(Reject::new(Reason::UnknownTenant, detail));
+        match (tag, value.as_object_mut()) {
+            // Who speaks for one tenant ends its goals only, whatever the message says.
+            ("drop_goal", Some(fields)) => {
+                fields.insert("tenant".to_owned(), sender.into());
+            }
+            ("goal", _) => {}
+            _ => {
+                let detail = "an approval does not say whose it is: its topic can have no tenant";
+                return Err(Reject::new(Reason::UnknownTenant, detail));
+            }
         }
     }
-    serde_json::from_value(value)
-        .map_err(|error| Reject::new(Reason::Malformed, format!("not a control: {error}")))
+    let control = serde_json::from_value(value)
+        .map_err(|error| Reject::new(Reason::Malformed, format!("not a control: {error}")))?;
+    if let Control::Goal { goal } = &control {
+        if sender.is_some() && goal.tenant() != sender {
+            let detail =
+                format!("the sender may only set goals of tenant `{}`", sender.unwrap_or_default());
+            return Err(Reject::new(Reason::UnknownTenant, detail));
+        }
+        goal.validate().map_err(|error| Reject::new(Reason::OutOfRange, error.to_string()))?;
+    }
+    Ok(control)
 }

@@ -9,16 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Where a source stands.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Position {
-    /// The source's name: `kafka:` and the topic.
-    pub source: Arc<str>,
-    /// The partition.
-    pub partition: i32,
-    /// The next offset to read.
-    pub next: i64,
-}
+use omnify_sinks::journal::Position;
 
 /// Shared by the sources and the engine; clones share the map.
 #[derive(Clone, Debug, Default)]

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use omnify_decision::control::Control;
 use omnify_operators::model::Tick;
+use omnify_sinks::journal::Position;
 use omnify_sinks::serve::Watermarks;
 
 use crate::decode::Batch;
-use crate::kafka::Position;
 
 /// Batches that may wait, whatever their size.
 const BATCHES_MAX: usize = 1_024;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use omnify_sinks::journal::Position;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, DefaultConsumerContext};
 use rdkafka::message::{Headers, Message, OwnedHeaders};
 use rdkafka::mocking::MockCluster;
@@ -9,7 +10,7 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::rig::{PATIENCE, Rig, TOPIC, event, producer, send, send_events, send_with, until};
-use crate::kafka::{Position, Positions, SourceOptions, TopicOptions};
+use crate::kafka::{Positions, SourceOptions, TopicOptions};
 
 type Cluster = MockCluster<'static, rdkafka::producer::DefaultProducerContext>;
 

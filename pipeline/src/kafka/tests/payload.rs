@@ -214,15 +214,67 @@ fn control_topics_take_their_own_controls_only() {
     let mut limited = topic(TopicKind::Goals, Format::Json);
     limited.tenant = Some("acme".to_owned());
     let mut limited = reader(limited);
-    for body in [
-        r#"{"control":"goal","goal":{"applies_to":"rival/p"}}"#,
-        r#"{"control":"goal","goal":{"applies_to":"*/p"}}"#,
-        r#"{"control":"drop_goal","name":"brand"}"#,
-    ] {
-        let (batch, controls) = take(&mut limited, body.as_bytes());
-        assert!(controls.is_empty(), "{body}");
-        assert_eq!(batch.dead[0].reason, "unknown_tenant", "{body}");
+    for (applies_to, right) in [("acme/p", true), ("rival/p", false), ("*/p", false)] {
+        let (batch, controls) = take(&mut limited, goal(applies_to).as_bytes());
+        assert_eq!(controls.len(), usize::from(right), "{applies_to}: {:?}", batch.dead);
+        assert!(right || batch.dead[0].reason == "unknown_tenant");
     }
+    let drop = r#"{"control":"drop_goal","name":"brand","tenant":"rival"}"#;
+    let (_, controls) = take(&mut limited, drop.as_bytes());
+    let dropped = Control::DropGoal { name: "brand".into(), tenant: Some("acme".into()) };
+    assert_eq!(controls, [dropped], "the sender speaks for its own tenant");
+}
+
+fn goal(applies_to: &str) -> String {
+    format!(
+        r#"{{"control":"goal","goal":{{"name":"brand","applies_to":"{applies_to}",
+        "objective":{{"kind":"target_cpa","cpa_micros":12500000}},
+        "daily_budget_micros":500000000,"bid_floor_micros":100000,"bid_cap_micros":20000000}}}}"#
+    )
+}
+
+#[test]
+fn a_goal_is_the_same_in_every_form() {
+    let json = goal("acme/p");
+    let (batch, controls) =
+        take(&mut reader(topic(TopicKind::Goals, Format::Json)), json.as_bytes());
+    assert!(batch.dead.is_empty(), "{:?}", batch.dead);
+    let [Control::Goal { goal }] = controls.as_slice() else { panic!("{controls:?}") };
+    assert_eq!((goal.name.as_str(), goal.daily_budget_micros), ("brand", 500_000_000));
+    let format = Format::protobuf(TopicKind::Goals, None, "").unwrap();
+    let (batch, same) =
+        take(&mut reader(topic(TopicKind::Goals, format)), &protobuf("omnify.GoalChange", &json));
+    assert!(batch.dead.is_empty(), "{:?}", batch.dead);
+    assert_eq!(same, controls);
+    let objective = Value::Record(vec![
+        ("kind".into(), Value::String("target_cpa".into())),
+        ("cpa_micros".into(), Value::Long(12_500_000)),
+        ("roas".into(), Value::Null),
+        ("cpc_micros".into(), Value::Null),
+    ]);
+    let fields = Value::Record(vec![
+        ("name".into(), Value::String("brand".into())),
+        ("applies_to".into(), Value::String("acme/p".into())),
+        ("objective".into(), objective),
+        ("daily_budget_micros".into(), Value::Long(500_000_000)),
+        ("pricing".into(), Value::String("cpm".into())),
+        ("start".into(), Value::Null),
+        ("end".into(), Value::Null),
+        ("bid_floor_micros".into(), Value::Long(100_000)),
+        ("bid_cap_micros".into(), Value::Long(20_000_000)),
+        ("portfolio_budget_micros".into(), Value::Null),
+    ]);
+    let change = Value::Record(vec![
+        ("control".into(), Value::String("goal".into())),
+        ("goal".into(), fields),
+        ("name".into(), Value::Null),
+    ]);
+    let schema = Schema::parse_str(include_str!("../../../../deploy/schemas/goal.avsc")).unwrap();
+    let body = datum(&schema, change.resolve(&schema).unwrap());
+    let format = Format::avro(TopicKind::Goals, None).unwrap();
+    let (batch, same) = take(&mut reader(topic(TopicKind::Goals, format)), &body);
+    assert!(batch.dead.is_empty(), "{:?}", batch.dead);
+    assert_eq!(same, controls);
 }
 
 fn formats() -> Vec<(TopicKind, Format)> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use omnify_operators::model::Registry;
+use omnify_sinks::journal::Position;
 use rdkafka::ClientConfig;
 use rdkafka::message::OwnedHeaders;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -12,7 +13,7 @@ use tokio::runtime::Runtime;
 
 use crate::clock::Clock;
 use crate::decode::{Door, Limits};
-use crate::kafka::{KafkaSource, KafkaStatus, Position, Positions, SourceOptions};
+use crate::kafka::{KafkaSource, KafkaStatus, Positions, SourceOptions};
 use crate::live::{Arrival, Arrivals, Intake, channel};
 
 /// Longest wait for what must come.
