@@ -9,10 +9,12 @@
 //! else *block*. The [`Autonomy`] of the configuration says from which tier on a change waits.
 //! Only changes of a platform's settings are scored; alerts and the stop of a spent day are not.
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::Autonomy;
 
 /// The parts of the score.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Complexity {
     /// |Δ daily spend| over a fifth of the daily budget.
     pub impact: f64,
@@ -57,6 +59,11 @@ impl Complexity {
         .sum()
     }
 
+    /// Who has to say yes.
+    pub fn required(&self) -> Required {
+        if self.tier() == Tier::Block { Required::Expert } else { Required::Person }
+    }
+
     /// The tier of the score.
     pub fn tier(&self) -> Tier {
         match self.score() {
@@ -66,6 +73,16 @@ impl Complexity {
             _ => Tier::Block,
         }
     }
+}
+
+/// Who has to say yes to a proposal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Required {
+    /// Anybody who may approve for the tenant.
+    Person,
+    /// Somebody trusted with what the score would block.
+    Expert,
 }
 
 /// Whether a change of this tier waits for a person.

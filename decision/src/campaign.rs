@@ -10,8 +10,9 @@ use omnify_operators::model::{DAY_US, EntityInfo, FeatureRow, HOUR_US, Tick, us_
 use serde::{Deserialize, Serialize};
 
 use crate::account::Account;
-use crate::action::{Setting, Status};
+use crate::action::{Setting, Status, Verdict};
 use crate::allocate::Response;
+use crate::approvals::Proposal as Waiting;
 use crate::bid::Quote;
 use crate::codes::reason;
 use crate::config::StageConfig;
@@ -20,10 +21,11 @@ use crate::draft::{Draft, Outcomes};
 use crate::dual::{Binding, Duals, Pace};
 use crate::goal::{Goal, Pricing};
 use crate::goals::{Objective, active};
-use crate::guardrail::{Driver, Facts, Proposal};
+use crate::guardrail::{Driver, Facts, Proposal, judge};
 use crate::ledger::{Owner, Purse, is_paused};
 use crate::model::{ClickModel, Context, Rates};
 use crate::portfolio::Allotment;
+use crate::stage::outdated;
 use crate::steer::{Watched, complexity, explain, explore, kpi, ms_to_us, pacing, predict};
 use crate::view::{Basis, Unit, View, Windows};
 
@@ -282,9 +284,12 @@ impl Campaign {
             let wish = Proposal { setting, driver, certainty: 1.0 };
             let mut attempt = draft.clone();
             attempt.reasons.insert(0, why);
-            let out = attempt.ruled(config, &facts, None, wish, &info.key, Some(owner));
+            let parts = complexity(&draft.predicted, owner, 0.0, (budget, now_us));
+            let out = attempt.ruled(config, &facts, Some(&parts), wish, &info.key, Some(owner));
             // A budget that may not move now does not keep the bid from moving.
-            if out.action.is_some() || scene.killed_global || scene.killed_tenant {
+            let waits = out.decision.verdict == Verdict::Propose
+                || out.decision.reasons.first() == Some(&reason::AWAITING);
+            if waits || out.action.is_some() || scene.killed_global || scene.killed_tenant {
                 return out;
             }
         }
@@ -294,6 +299,58 @@ impl Campaign {
         };
         let moment = Moment { draft, facts, view, pace: pacing.pace, blast_radius };
         self.decide_bid(scene, objective, owner, moment)
+    }
+
+    /// Judges an approved proposal on the state as it is now, and carries it out or drops it.
+    pub(crate) fn approve(
+        &mut self,
+        scene: &Scene<'_>,
+        objective: &Objective,
+        account: &Account,
+        owner: &mut Owner,
+        (mut draft, proposal): (Draft, &Waiting),
+    ) -> Outcomes {
+        let (config, goal, memory) = (scene.config, &objective.goal, &self.memory);
+        let dropped = |draft: Draft, why, hits| {
+            let mut out = draft.hold(why);
+            out.decision.proposed = Some(proposal.desired.clone());
+            out.decision.guardrails = hits;
+            out
+        };
+        if let Some(why) = outdated(proposal, owner, config.guardrails.step_max) {
+            return dropped(draft, why, Vec::new());
+        }
+        let status = matches!(proposal.desired, Setting::Status { .. });
+        if is_paused(&owner.actual) && !status {
+            return dropped(draft, reason::PAUSED, Vec::new());
+        }
+        let view = View::at(scene.windows, &memory.row, scene.now_us, account.day.start_us);
+        let mut facts = self.facts(scene, goal, account, owner, &view);
+        let unit = memory.unit.unwrap_or(Unit::Clicks);
+        facts.approved = true;
+        facts.matured_events = unit.events(&view.mature);
+        facts.budget_left = memory.purse.left_micros() > 0;
+        facts.events = match (proposal.driver, goal.pricing) {
+            (Driver::Pacing, _) if proposal.reasons.contains(&reason::NO_TRAFFIC) => i64::MAX,
+            (Driver::Pacing, Pricing::Cpm) => view.short.impressions,
+            (Driver::Pacing, Pricing::Cpc) => view.short.clicks,
+            _ => unit.events(&view.mature),
+        };
+        if let Setting::Budget { budget_micros } = proposal.desired {
+            facts.before_micros = owner.actual.budget_micros;
+            if budget_micros > scene.room_micros.max(facts.before_micros.unwrap_or(0)) {
+                return dropped(draft, reason::PORTFOLIO_FULL, Vec::new());
+            }
+        }
+        let setting = proposal.desired.clone();
+        let again = Proposal { setting, driver: proposal.driver, certainty: proposal.certainty };
+        let ruling = judge(&config.guardrails, &facts, &again);
+        if ruling.verdict == Verdict::Act && ruling.granted.as_ref() != Some(&proposal.desired) {
+            return dropped(draft, reason::STALE, ruling.hits);
+        }
+        let why = if ruling.verdict == Verdict::Act { reason::APPROVED } else { reason::STALE };
+        draft.reasons.insert(0, why);
+        draft.ruled(config, &facts, None, again, &proposal.owner, Some(owner))
     }
 
     fn decide_bid(
@@ -414,7 +471,9 @@ impl Campaign {
         let setting = Setting::Bid { bid_micros };
         let start = Proposal { setting, driver: Driver::Establish, certainty: 1.0 };
         let key = self.info.key.clone();
-        let out = draft.ruled(scene.config, &facts, None, start, &key, Some(owner));
+        let stakes = (facts.daily_budget_micros, scene.now_us);
+        let parts = complexity(&draft.predicted, owner, 0.0, stakes);
+        let out = draft.ruled(scene.config, &facts, Some(&parts), start, &key, Some(owner));
         if let Some(bid_micros) = out.action.as_ref().and_then(|action| action.desired.micros()) {
             self.memory.duals =
                 Some(Duals::at_bid(bid_micros as f64, worth, price_of_goal, scene.now_us));
@@ -488,6 +547,7 @@ impl Campaign {
             floor_micros: goal.bid_floor_micros,
             cap_micros: goal.bid_cap_micros,
             daily_budget_micros: goal.daily_budget_micros,
+            approved: false,
         }
     }
 

@@ -34,6 +34,7 @@ pub mod policy {
             MAXIMISE = "maximise/1", "As much value as the budget buys.";
             FATIGUE = "fatigue/1", "Rotation away from worn-out creatives, and alerts on wear.";
             ANOMALY = "anomaly/1", "Alerts on unusual delivery.";
+            APPROVAL = "approval/1", "What became of a proposal that waited for a person.";
         }
     }
 }
@@ -74,6 +75,13 @@ pub mod reason {
             MODEL = "model", "Click and conversion probabilities come from the learned model.";
             EXPLORATION = "exploration", "The bid carries a small seeded perturbation.";
             WEARING_OUT = "wearing_out", "Response fell below the onset ratio of its own baseline.";
+            APPROVED = "approved", "A person approved the change, and it still holds.";
+            DECLINED = "declined", "A person rejected the change; its kind is not proposed again for a while.";
+            EXPIRED = "expired", "Nobody answered the proposal in time, or too many waited.";
+            SUPERSEDED = "superseded", "A newer proposal for the same owner took the place of this one.";
+            AWAITING = "awaiting", "The same change waits for a person already.";
+            STALE = "stale", "Since the proposal things moved on, so it is dropped; a fresh decision follows.";
+            ALREADY_SO = "already_so", "The setting is already as it was proposed.";
             NO_SIBLING = "no_sibling", "No fresh sibling with enough evidence can take over.";
             NO_GOAL = "no_goal", "No goal covers the campaign, so nothing is changed, only told.";
             ANOMALY = "anomaly", "Delivery is unusual.";

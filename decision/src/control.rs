@@ -89,6 +89,23 @@ pub enum Control {
         #[serde(default)]
         tenant: Option<String>,
     },
+    /// A person agrees to a proposal. It is judged anew, then carried out or dropped.
+    Approve {
+        /// The proposal.
+        proposal: Id,
+        /// Who.
+        by: String,
+    },
+    /// A person refuses a proposal.
+    Reject {
+        /// The proposal.
+        proposal: Id,
+        /// Who.
+        by: String,
+        /// Why, in their words.
+        #[serde(default)]
+        reason: String,
+    },
     /// Lifts a kill.
     Resume {
         /// The tenant, or `None` for the global kill.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use omnify_operators::model::{EntityInfo, EntityKey, FeatureRow, Tick, us_of_tick};
 
-use crate::action::{Action, Decision, Prediction, Setting, Verdict};
+use crate::action::{Action, Decision, Id, Prediction, Setting, Verdict};
+use crate::approvals::Proposal as Waiting;
 use crate::autonomy::{Complexity, waits};
 use crate::codes::{guardrail, reason};
 use crate::config::{ExecutorMode, StageConfig};
@@ -27,6 +28,8 @@ pub(crate) struct Draft {
     pub(crate) propensity: f64,
     pub(crate) pacing_error: f64,
     pub(crate) row: FeatureRow,
+    /// The proposal that was answered.
+    pub(crate) approved: Option<Id>,
 }
 
 /// A decision with what follows from it.
@@ -36,6 +39,8 @@ pub(crate) struct Outcomes {
     pub(crate) action: Option<Action>,
     /// Invariants found crossed (and the action withheld); 0 unless the engine is wrong.
     pub(crate) violations: u64,
+    /// What waits for a person from now on.
+    pub(crate) proposal: Option<Box<Waiting>>,
 }
 
 impl Draft {
@@ -58,6 +63,7 @@ impl Draft {
             propensity: 1.0,
             pacing_error: 0.0,
             row: *row,
+            approved: None,
         }
     }
 
@@ -65,7 +71,7 @@ impl Draft {
     pub(crate) fn hold(self, why: &'static str) -> Outcomes {
         let mut decision = self.decided(Verdict::Hold);
         decision.reasons.insert(0, why);
-        Outcomes { decision, action: None, violations: 0 }
+        Outcomes { decision, action: None, violations: 0, proposal: None }
     }
 
     /// Runs the guardrails and the autonomy gate over a proposal. What is let through goes into
@@ -77,7 +83,7 @@ impl Draft {
         complexity: Option<&Complexity>,
         proposal: Proposal,
         owner_key: &EntityKey,
-        owner: Option<&mut Owner>,
+        mut owner: Option<&mut Owner>,
     ) -> Outcomes {
         let mut ruling = judge(&config.guardrails, facts, &proposal);
         let mut violations = 0;
@@ -100,16 +106,37 @@ impl Draft {
             held.decision.guardrails = ruling.hits;
             return held;
         }
+        let mut wanted = None;
+        if ruling.verdict == Verdict::Propose
+            && let Some(owner) = owner.as_deref()
+        {
+            let agreed = Facts { approved: true, ..facts.clone() };
+            let granted = ruling.granted.clone();
+            wanted = granted.or_else(|| judge(&config.guardrails, &agreed, &proposal).granted);
+            let waits = wanted.is_some() && owner.proposed == wanted;
+            let declined = wanted.as_ref().is_some_and(|desired| {
+                let of_kind = owner.declined.filter(|(kind, _)| *kind == desired.kind());
+                of_kind.is_some_and(|(_, until)| self.tick < until)
+            });
+            if waits || declined {
+                let why = if waits { reason::AWAITING } else { reason::DECLINED };
+                let mut held = self.hold(why);
+                held.decision.proposed = Some(proposal.setting);
+                held.decision.guardrails = ruling.hits;
+                return held;
+            }
+        }
+        let approved = self.approved;
         let mut decision = self.decided(ruling.verdict);
         decision.guardrails = ruling.hits;
-        decision.proposed = Some(proposal.setting);
+        decision.proposed = Some(proposal.setting.clone());
         decision.granted = ruling.granted;
         let mut action = None;
         if decision.verdict == Verdict::Act
             && let Some(desired) = decision.granted.clone()
         {
-            let made = act(&decision, config, owner_key, owner.as_deref(), desired);
-            if begin(config, owner, &made, proposal.driver) {
+            let made = act(&decision, config, owner_key, owner.as_deref(), (approved, desired));
+            if begin(config, owner.as_deref_mut(), &made, proposal.driver) {
                 decision.action = Some(made.id);
                 action = Some(made);
             } else {
@@ -119,12 +146,30 @@ impl Draft {
                 decision.reasons.insert(0, reason::IN_FLIGHT);
             }
         }
-        Outcomes { decision, action, violations }
+        let proposal = wanted.map(|desired| {
+            let before = owner.and_then(|owner| owner.before(&desired));
+            let complexity = complexity.copied().unwrap_or_default();
+            Box::new(waiting(
+                &decision,
+                config,
+                owner_key,
+                (before, desired),
+                complexity,
+                &proposal,
+            ))
+        });
+        Outcomes { decision, action, violations, proposal }
     }
 
     fn decided(self, verdict: Verdict) -> Decision {
         Decision {
-            id: decision_id(&self.entity.key, self.tick, self.policy),
+            id: match self.approved {
+                // Several proposals about one entity may end at one tick.
+                Some(id) => {
+                    decision_id(&self.entity.key, self.tick, &format!("{}/{id}", self.policy))
+                }
+                None => decision_id(&self.entity.key, self.tick, self.policy),
+            },
             tick: self.tick,
             entity: self.entity,
             goal: self.goal,
@@ -149,10 +194,11 @@ fn act(
     config: &StageConfig,
     owner_key: &EntityKey,
     owner: Option<&Owner>,
-    desired: Setting,
+    (approved, desired): (Option<Id>, Setting),
 ) -> Action {
     Action {
-        id: action_id(owner_key, decision.tick, &desired),
+        // An approved action has the id under which it was proposed.
+        id: approved.unwrap_or_else(|| action_id(owner_key, decision.tick, &desired)),
         decision: decision.id,
         tick: decision.tick,
         expires: decision.tick.saturating_add(config.action_ttl_ms),
@@ -160,6 +206,39 @@ fn act(
         before: owner.and_then(|owner| owner.before(&desired)),
         desired,
         reasons: decision.reasons.clone(),
+    }
+}
+
+/// A decision that waits for a person.
+fn waiting(
+    decision: &Decision,
+    config: &StageConfig,
+    owner: &EntityKey,
+    (before, desired): (Option<Setting>, Setting),
+    complexity: Complexity,
+    proposal: &Proposal,
+) -> Waiting {
+    Waiting {
+        id: action_id(owner, decision.tick, &desired),
+        decision: decision.id,
+        tick: decision.tick,
+        expires: decision.tick.saturating_add(config.approval_ttl_ms),
+        owner: owner.clone(),
+        entity: decision.entity.key.clone(),
+        goal: decision.goal.clone(),
+        policy: decision.policy,
+        model_version: decision.model_version,
+        before,
+        desired,
+        predicted: decision.predicted,
+        propensity: decision.propensity,
+        pacing_error: decision.pacing_error,
+        reasons: decision.reasons.clone(),
+        guardrails: decision.guardrails.clone(),
+        complexity,
+        row: decision.row,
+        driver: proposal.driver,
+        certainty: proposal.certainty,
     }
 }
 

@@ -230,3 +230,95 @@ pub(crate) type SavedGoals = (Overrides, Vec<SavedGoal>);
 #[derive(Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Overrides(Vec<Override>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::Control;
+    use crate::goal::{Objective as Aim, Pricing};
+
+    fn goal(name: &str, applies_to: &str) -> Goal {
+        Goal {
+            name: name.into(),
+            applies_to: applies_to.into(),
+            objective: Aim::TargetRoas { roas: 0.1 + 0.2 },
+            daily_budget_micros: 1,
+            pricing: Pricing::Cpc,
+            start: None,
+            end: Some(7),
+            bid_floor_micros: 0,
+            bid_cap_micros: 1,
+            portfolio_budget_micros: None,
+        }
+    }
+
+    fn goals(goals_max: usize) -> Goals {
+        let goals = vec![goal("all", "*"), goal("a", "acme")];
+        Goals::new(&Arc::new(StageConfig { goals, goals_max, ..StageConfig::default() }))
+    }
+
+    fn covering(goals: &Goals) -> Vec<String> {
+        let key = "acme/meta/1/c".parse().unwrap();
+        goals.covering(&key).iter().map(|one| one.goal.name.clone()).collect()
+    }
+
+    #[test]
+    fn a_change_moves_a_list_as_working_it_out_anew_does() {
+        let mut goals = goals(9);
+        let key: EntityKey = "acme/meta/1/c".parse().unwrap();
+        let mut list = goals.covering(&key);
+        let steps = [("b", "acme/*/1"), ("c", "acme"), ("b", "acme/x"), ("a", "acme/meta/1/c")];
+        for (name, applies_to) in steps {
+            goals.upsert(&goal(name, applies_to)).unwrap().apply(&key, &mut list);
+            let names: Vec<_> = list.iter().map(|one| one.goal.name.clone()).collect();
+            assert_eq!(names, covering(&goals), "{name}");
+        }
+        goals.drop("a", Some("acme")).unwrap().apply(&key, &mut list);
+        assert_eq!(covering(&goals), ["c", "all"]);
+        assert_eq!(list.len(), 2);
+    }
+
+    #[test]
+    fn no_tenant_touches_the_goal_of_another() {
+        let mut goals = goals(2);
+        assert_eq!(goal("a", "acme/x").tenant(), Some("acme"));
+        assert_eq!(goal("a", "*/x").tenant(), None);
+        let taken = |result: Result<Change, GoalError>| matches!(result, Err(GoalError::Taken(_)));
+        assert!(taken(goals.upsert(&goal("a", "other"))));
+        assert!(taken(goals.upsert(&goal("all", "acme"))));
+        let unknown = GoalError::Unknown("a".into());
+        assert_eq!(goals.drop("a", Some("other")).err(), Some(unknown));
+        goals.drop("a", Some("acme")).unwrap();
+        assert!(taken(goals.upsert(&goal("a", "other"))), "configured names stay reserved");
+        goals.upsert(&goal("b", "acme")).unwrap();
+        goals.upsert(&goal("c", "acme")).unwrap();
+        assert!(matches!(goals.upsert(&goal("d", "acme")), Err(GoalError::TooMany { .. })));
+        let bad = Goal { daily_budget_micros: 0, ..goal("e", "new") };
+        let why = goals.upsert(&bad).err().unwrap().to_string();
+        assert!(why.contains("goal.daily_budget_micros"), "{why}");
+    }
+
+    #[test]
+    fn goals_keep_their_json_form() {
+        let control = Control::Goal { goal: goal("a", "acme/*") };
+        let json = serde_json::json!({
+            "control": "goal",
+            "goal": {
+                "name": "a", "applies_to": "acme/*",
+                "objective": { "kind": "target_roas", "roas": 0.1 + 0.2 },
+                "daily_budget_micros": 1, "pricing": "cpc", "start": null, "end": 7,
+                "bid_floor_micros": 0, "bid_cap_micros": 1, "portfolio_budget_micros": null
+            }
+        });
+        assert_eq!(serde_json::to_value(&control).unwrap(), json);
+        assert_eq!(serde_json::from_value::<Control>(json).unwrap(), control);
+        let short = serde_json::json!({
+            "name": "a", "applies_to": "acme", "objective": { "kind": "maximise" },
+            "daily_budget_micros": 5, "bid_cap_micros": 9
+        });
+        serde_json::from_value::<Goal>(short.clone()).unwrap().validate().unwrap();
+        let mut typo = short;
+        typo["portfolio_budget"] = 3.into();
+        assert!(serde_json::from_value::<Goal>(typo).is_err());
+    }
+}

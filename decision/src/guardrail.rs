@@ -85,6 +85,8 @@ pub struct Facts {
     pub cap_micros: i64,
     /// Highest daily budget.
     pub daily_budget_micros: i64,
+    /// A person approved exactly this, which settles what asks for a person and nothing else.
+    pub approved: bool,
 }
 
 /// What is left of a proposal.
@@ -112,7 +114,7 @@ pub fn judge(limits: &GuardrailConfig, facts: &Facts, proposal: &Proposal) -> Ru
     }
     let pauses_winner = matches!(proposal.driver, Driver::Rotation)
         && facts.conversions >= limits.winner_conversions;
-    if pauses_winner {
+    if pauses_winner && !facts.approved {
         return Ruling::stop(Verdict::Propose, Vec::new(), code::WINNER);
     }
     match proposal.setting {
@@ -230,6 +232,11 @@ fn sized(
             amount = amount.clamp(low, high);
             hits.push(reach_code);
         }
+        if high < floor && facts.approved {
+            // The way to the goal's own floor, which a person has seen.
+            let granted = Some(setting(floor.min(cap)));
+            return Ruling { verdict: Verdict::Act, granted, hits: Vec::new() };
+        }
         if high < floor {
             return Ruling::stop(Verdict::Propose, hits, code::TOO_LARGE);
         }
@@ -300,8 +307,11 @@ pub fn crossed(
         return Some(code::FLOOR);
     }
     let before = facts.before_micros.filter(|before| *before > 0)?;
-    let lowers_to_limit =
-        (before > cap && amount == cap) || (amount < before && proposal.driver == Driver::Wish);
+    let raised_to_floor =
+        facts.approved && before < facts.floor_micros && amount == facts.floor_micros.max(1);
+    let lowers_to_limit = raised_to_floor
+        || (before > cap && amount == cap)
+        || (amount < before && proposal.driver == Driver::Wish);
     if lowers_to_limit {
         return None;
     }

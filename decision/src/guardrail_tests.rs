@@ -19,6 +19,7 @@ fn facts() -> Facts {
         floor_micros: 10_000,
         cap_micros: 5_000_000,
         daily_budget_micros: 100_000_000,
+        approved: false,
     }
 }
 
@@ -151,6 +152,7 @@ proptest! {
             floor_micros: floor,
             cap_micros: (floor + width).max(1),
             daily_budget_micros: daily,
+            approved: false,
             moved_24h: moved.0,
             moved_7d: moved.0 + moved.1,
             ..facts()

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use omnify_operators::model::{DAY_US, EntityKey, Tick};
 use serde::{Deserialize, Serialize};
 
-use crate::action::{Action, Id, Setting, Status};
+use crate::action::{Action, ActionKind, Id, Setting, Status};
 use crate::control::{Actual, Outcome};
 use crate::pages::Pages;
 use crate::wire::{ActionWire, SettingWire, setting_option};
@@ -69,6 +69,11 @@ pub struct Owner {
     /// The last setting the platform refused for good.
     #[serde(with = "setting_option")]
     pub rejected: Option<Setting>,
+    /// What the open proposal of this owner would set.
+    #[serde(with = "setting_option")]
+    pub proposed: Option<Setting>,
+    /// A kind of change that a person rejected, and until when it is not proposed again.
+    pub declined: Option<(ActionKind, Tick)>,
     /// What was true before each of the last changes, oldest first.
     pub pre_images: VecDeque<PreImage>,
     /// When a setting was last found changed by somebody else.

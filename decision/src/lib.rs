@@ -52,6 +52,14 @@
 //! ([`stage::Counters::invariant_violations`]): 5 no limit crossed, 6 one action in flight per
 //! owner, 7 ids are functions of (owner, tick, desired), 8 committed ≤ budget.
 //!
+//! # What waits for a person
+//! A change that the autonomy setting or a guardrail gives to a person waits in
+//! [`approvals`]; approved, it is judged anew and carried out under the id it was proposed with.
+//!
+//! # Restart
+//! [`stage::Stage::save`] writes everything that influences a later output, from a clone that costs
+//! next to nothing to take; [`stage::Stage::load`] goes on from it, decision for decision.
+//!
 //! # What this crate never does
 //! It reads no clock, opens no file or socket, and knows no dataflow: it imports only
 //! `omnify_operators::model`. Randomness is a seeded function of (entity, tick, policy version).
@@ -60,6 +68,7 @@
 mod account;
 pub mod action;
 pub mod allocate;
+pub mod approvals;
 pub mod autonomy;
 pub mod bid;
 mod campaign;

@@ -10,6 +10,7 @@
 //! Every decision is dated by the tick at which it is made, so the ticks are an input like any
 //! other: a replay must run exactly the ticks of the record.
 
+mod approvals;
 mod controls;
 mod saved;
 
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::account::Account;
 use crate::action::{Action, Decision, Verdict};
+use crate::approvals::Approvals;
 use crate::bid::BidBook;
 use crate::campaign::{Campaign, Scene};
 pub use crate::config::{
@@ -108,6 +110,8 @@ pub struct Counters {
     pub models_refused: u64,
     /// Goals that were not set or not dropped; the ones before stay.
     pub goals_refused: u64,
+    /// Answers to proposals that were not open any more.
+    pub approvals_unmatched: u64,
     /// Crossed invariants; anything but 0 is a defect of the engine.
     pub invariant_violations: u64,
 }
@@ -124,6 +128,7 @@ pub struct Stage {
     config: Arc<StageConfig>,
     windows: Windows,
     goals: Goals,
+    approvals: Approvals,
     no_goal: Arc<str>,
     counters: Counters,
     book: BidBook,
@@ -148,6 +153,7 @@ impl Stage {
         Ok(Stage {
             windows: Windows::choose(&config.windows),
             goals: Goals::new(&config),
+            approvals: Approvals::default(),
             no_goal: "".into(),
             config,
             counters: Counters::default(),
@@ -202,12 +208,13 @@ impl Stage {
         self.counters.rows += frame.rows.len() as u64;
         let mut made = Vec::with_capacity(frame.rows.len());
         self.share_portfolios(tick);
-        let refused = self.apply(tick, controls);
+        let refused = self.apply(tick, controls, &mut made);
         self.register(tick, frame);
         for (info, row) in &frame.rows {
             self.meet(tick, info, row, &mut made);
         }
         self.run_wakes(tick, &mut made);
+        self.queue_proposals(tick, &mut made);
         self.book.set_tick(tick);
         TickOutput { refused, ..self.output(made) }
     }
@@ -221,7 +228,7 @@ impl Stage {
             })
         });
         let mut output = TickOutput::default();
-        for Outcomes { decision, action, violations } in made {
+        for Outcomes { decision, action, violations, .. } in made {
             self.counters.decisions += 1;
             self.counters.invariant_violations += violations;
             *match decision.verdict {
@@ -466,6 +473,8 @@ fn scene<'a>(
         room_micros: i64::MAX,
     }
 }
+
+pub(crate) use approvals::outdated;
 
 #[cfg(test)]
 #[path = "stage_tests.rs"]

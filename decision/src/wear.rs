@@ -23,17 +23,19 @@ use omnify_operators::model::{
 };
 
 use crate::action::{Setting, Verdict};
+use crate::approvals::Proposal as Waiting;
+use crate::autonomy::Complexity;
 use crate::bid::BidBook;
 use crate::campaign::Scene;
 use crate::codes::{alert, policy, reason};
 use crate::draft::{Draft, Outcomes};
 use crate::goals::{Change, Goals, Objective, active};
-use crate::guardrail::{Driver, Facts, Proposal};
+use crate::guardrail::{Driver, Facts, Proposal, judge};
 use crate::ledger::{Ledger, is_paused};
 use crate::model::Rates;
 use crate::pages::Pages;
-use crate::stage::StageError;
-use crate::steer::ms_to_us;
+use crate::stage::{StageError, outdated};
+use crate::steer::{complexity, ms_to_us};
 use crate::wire::{Entities, Reader, Writer, unreadable};
 use serde::{Deserialize, Serialize};
 
@@ -255,7 +257,13 @@ impl Wear {
             certainty: row.fatigue.probability,
         };
         let facts = facts(scene, row);
-        let made = draft.ruled(scene.config, &facts, None, proposal, &group.key, Some(owner));
+        // It pauses a creative, which resets what the platform learned.
+        let parts = Complexity {
+            irreversibility: 1.0,
+            ..complexity(&draft.predicted, owner, 0.0, (0, scene.now_us))
+        };
+        let config = scene.config;
+        let made = draft.ruled(config, &facts, Some(&parts), proposal, &group.key, Some(owner));
         if made.action.is_some()
             && let Some(at) = self.creative_at.get(&info.id)
         {
@@ -263,6 +271,56 @@ impl Wear {
             self.creatives[best].seen.retired = false;
         }
         made
+    }
+
+    /// Judges an approved rotation on the state as it is now, and carries it out or drops it.
+    pub(crate) fn approve(
+        &mut self,
+        scene: &Scene<'_>,
+        mut draft: Draft,
+        proposal: &Waiting,
+        ledger: &mut Ledger,
+    ) -> Outcomes {
+        let row = &proposal.row;
+        let Setting::Rotate { to, .. } = &proposal.desired else {
+            return draft.hold(reason::STALE);
+        };
+        let from = self.creative_at.get(&row.entity).copied();
+        let to = self.creative_named(&proposal.owner, to);
+        let to = to.and_then(|id| self.creative_at.get(&id).copied());
+        let (Some(from), Some(to)) = (from, to) else { return draft.hold(reason::STALE) };
+        let paused = |at: usize| {
+            let owner = ledger.get(&self.creatives[at].info.key);
+            owner.is_some_and(|owner| is_paused(&owner.actual))
+        };
+        let (worn, fresh) = (self.creatives[from].seen, self.creatives[to].seen);
+        let holds = worn.state == FatigueState::WearingOut
+            && fresh.state == FatigueState::Fresh
+            && !(worn.retired || fresh.retired || paused(to));
+        let owner = ledger.position(&proposal.owner);
+        let owner = ledger.at(owner);
+        let why = outdated(proposal, owner, scene.config.guardrails.step_max);
+        if let Some(why) = why.or((!holds).then_some(reason::STALE)) {
+            let mut out = draft.hold(why);
+            out.decision.proposed = Some(proposal.desired.clone());
+            return out;
+        }
+        let facts = Facts { approved: true, ..facts(scene, row) };
+        let setting = proposal.desired.clone();
+        let again = Proposal { setting, driver: proposal.driver, certainty: proposal.certainty };
+        let acts = judge(&scene.config.guardrails, &facts, &again).verdict == Verdict::Act;
+        draft.reasons.insert(0, if acts { reason::APPROVED } else { reason::STALE });
+        let out = draft.ruled(scene.config, &facts, None, again, &proposal.owner, Some(owner));
+        if out.action.is_some() {
+            self.creatives[from].seen.retired = true;
+            self.creatives[to].seen.retired = false;
+        }
+        out
+    }
+
+    /// What is known of a creative's name and place.
+    pub(crate) fn info(&self, id: EntityId) -> Option<Arc<EntityInfo>> {
+        self.creative_at.get(&id).map(|at| self.creatives[*at].info.clone())
     }
 
     fn best_sibling(
@@ -381,6 +439,7 @@ fn facts(scene: &Scene<'_>, row: &FeatureRow) -> Facts {
         floor_micros: 0,
         cap_micros: 0,
         daily_budget_micros: 0,
+        approved: false,
     }
 }
 

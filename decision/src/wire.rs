@@ -210,6 +210,25 @@ struct GoalWire {
 pub(crate) struct SavedGoal(#[serde(with = "GoalWire")] pub(crate) Goal);
 
 /// Codes are written by name and read back as those of [`crate::codes`].
+pub(crate) mod code {
+    use super::*;
+
+    pub(crate) fn serialize<S: Serializer>(
+        code: &&'static str,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        code.serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<&'static str, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        known(&name).ok_or_else(|| serde::de::Error::custom(format!("no code `{name}`")))
+    }
+}
+
+/// The same for lists.
 pub(crate) mod codes {
     use super::*;
 

@@ -7,37 +7,49 @@ use std::collections::HashSet;
 use omnify_decision::action::Setting;
 use omnify_decision::digest::DecisionDigest;
 use omnify_decision::goal::{Goal, Objective};
-use omnify_decision::stage::{ExecutorMode, Stage, StageConfig};
+use omnify_decision::stage::{Autonomy, ExecutorMode, Stage, StageConfig};
 use omnify_operators::model::Stats;
 use proptest::prelude::*;
 use support::inputs::{Input, KEYS, config, drive, input};
 use support::{estimate, frame, goal, registry, row};
 
-fn check(inputs: &[Input], executor: ExecutorMode) -> Result<(String, Stage), TestCaseError> {
+fn check(
+    inputs: &[Input],
+    executor: ExecutorMode,
+    autonomy: Autonomy,
+) -> Result<(String, Stage), TestCaseError> {
     let (mut digest, mut ids) = (DecisionDigest::new(5), HashSet::new());
     let mut registry = registry();
-    let stage = drive(inputs, config(executor), &mut registry, |_, step| {
-        let (tick, out) = (step.tick, step.output);
-        let mut decided = HashSet::new();
-        for decision in &out.decisions {
-            prop_assert!(decided.insert(decision.id), "decided twice: {decision:?}");
-            prop_assert!(decision.tick <= tick);
-            digest.absorb(decision);
-        }
-        digest.close_tick();
-        let order: Vec<_> = out.decisions.iter().map(|d| (d.tick, d.entity.order)).collect();
-        prop_assert!(order.is_sorted());
-        for action in &out.actions {
-            prop_assert!(ids.insert(action.id), "id given twice: {action:?}");
-            if let Setting::Bid { bid_micros } = action.desired {
-                prop_assert!((10_000..=50_000_000).contains(&bid_micros));
+    let stage = drive(
+        inputs,
+        StageConfig { autonomy, ..config(executor) },
+        &mut registry,
+        |stage, step| {
+            let (tick, out) = (step.tick, step.output);
+            let mut decided = HashSet::new();
+            for decision in &out.decisions {
+                prop_assert!(decided.insert(decision.id), "decided twice: {decision:?}");
+                prop_assert!(decision.tick <= tick);
+                digest.absorb(decision);
             }
-            if let Setting::Budget { budget_micros } = action.desired {
-                prop_assert!((1..=100_000_000).contains(&budget_micros));
+            digest.close_tick();
+            let owners: HashSet<_> = stage.proposals().map(|open| &open.owner).collect();
+            prop_assert_eq!(owners.len(), stage.proposals().count(), "one proposal per owner");
+            prop_assert!(stage.proposals().all(|open| open.expires > tick));
+            let order: Vec<_> = out.decisions.iter().map(|d| (d.tick, d.entity.order)).collect();
+            prop_assert!(order.is_sorted());
+            for action in &out.actions {
+                prop_assert!(ids.insert(action.id), "id given twice: {action:?}");
+                if let Setting::Bid { bid_micros } = action.desired {
+                    prop_assert!((10_000..=50_000_000).contains(&bid_micros));
+                }
+                if let Setting::Budget { budget_micros } = action.desired {
+                    prop_assert!((1..=100_000_000).contains(&budget_micros));
+                }
             }
-        }
-        Ok(())
-    })?;
+            Ok(())
+        },
+    )?;
     prop_assert_eq!(stage.counters().invariant_violations, 0);
     Ok((digest.to_string(), stage))
 }
@@ -49,10 +61,12 @@ proptest! {
     fn invariants_hold_and_runs_repeat(
         inputs in prop::collection::vec(input(), 1..150),
         live in any::<bool>(),
+        people in any::<bool>(),
     ) {
+        let autonomy = if people { Autonomy::HumanLed } else { Autonomy::Autonomous };
         let executor = if live { ExecutorMode::Live } else { ExecutorMode::DryRun };
-        let (first, stage) = check(&inputs, executor)?;
-        let (second, _) = check(&inputs, executor)?;
+        let (first, stage) = check(&inputs, executor, autonomy)?;
+        let (second, _) = check(&inputs, executor, autonomy)?;
         prop_assert_eq!(first, second);
         if !live {
             for key in KEYS {

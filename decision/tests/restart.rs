@@ -3,7 +3,7 @@
 mod support;
 
 use omnify_decision::goal::{Goal, Objective};
-use omnify_decision::stage::{ExecutorMode, Stage, StageConfig, StageError, TickOutput};
+use omnify_decision::stage::{Autonomy, ExecutorMode, Stage, StageConfig, StageError, TickOutput};
 use proptest::prelude::*;
 use support::inputs::{Input, Step, config, drive, input};
 use support::{goal, registry};
@@ -29,9 +29,14 @@ proptest! {
         inputs in prop::collection::vec(input(), 20..200),
         live in any::<bool>(),
         at in 0.0f64..1.0,
+        people in any::<bool>(),
     ) {
         let mut registry = registry();
-        let config = config(executor(live));
+        let mut config = config(executor(live));
+        if people {
+            config.autonomy = Autonomy::HumanLed;
+            config.approvals_max = 2;
+        }
         let ticks = inputs.iter().filter(|input| matches!(input, Input::Tick { .. })).count();
         let stop = (ticks as f64 * at) as usize;
         let (mut copy, mut after): (Option<Stage>, Vec<Step>) = (None, Vec::new());
@@ -57,6 +62,7 @@ proptest! {
         prop_assert_eq!(loaded.save(), end.save());
         prop_assert_eq!(loaded.counters(), end.counters());
         prop_assert!(loaded.in_flight().eq(end.in_flight()));
+        prop_assert!(loaded.proposals().eq(end.proposals()));
     }
 
     #[test]

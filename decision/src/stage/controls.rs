@@ -8,23 +8,34 @@ use omnify_operators::model::{Tick, us_of_tick};
 use super::{Refused, Stage};
 use crate::action::{Id, Setting};
 use crate::control::{Control, Outcome};
+use crate::draft::Outcomes;
 use crate::goals::{Change, GoalError};
 use crate::model::ClickModel;
 use omnify_operators::model::EntityKey;
 
 impl Stage {
     /// Applies the controls in their order; returns those that were not taken.
-    pub(super) fn apply(&mut self, tick: Tick, controls: &[Control]) -> Vec<Refused> {
+    pub(super) fn apply(
+        &mut self,
+        tick: Tick,
+        controls: &[Control],
+        made: &mut Vec<Outcomes>,
+    ) -> Vec<Refused> {
         let mut refused = Vec::new();
         for (at, control) in controls.iter().enumerate() {
-            if let Err(why) = self.apply_one(tick, control) {
+            if let Err(why) = self.apply_one(tick, control, made) {
                 refused.push(Refused { control: at, why });
             }
         }
         refused
     }
 
-    fn apply_one(&mut self, tick: Tick, control: &Control) -> Result<(), String> {
+    fn apply_one(
+        &mut self,
+        tick: Tick,
+        control: &Control,
+        made: &mut Vec<Outcomes>,
+    ) -> Result<(), String> {
         match control {
             Control::Kill { tenant } => {
                 self.killed.insert(tenant.clone());
@@ -55,6 +66,8 @@ impl Stage {
             Control::Acknowledge { action, owner, outcome } => {
                 return self.acknowledge(*action, owner, outcome);
             }
+            Control::Approve { proposal, .. } => return self.approve(tick, *proposal, made),
+            Control::Reject { proposal, .. } => return self.reject(tick, *proposal, made),
             Control::Goal { goal } => {
                 let change = self.goals.upsert(goal);
                 return self.change_goal(tick, change);

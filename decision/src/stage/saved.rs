@@ -16,6 +16,7 @@ use omnify_operators::model::{EntityId, EntityKey, Level, RegistryView, WindowSp
 
 use super::{ExecutorMode, Stage, StageConfig, StageError};
 use crate::account::Account;
+use crate::approvals::Proposal;
 use crate::bid::Quote;
 use crate::campaign::{Campaign, Memory};
 use crate::control::Outcome;
@@ -48,6 +49,7 @@ impl Stage {
         });
         out.list(self.campaigns.len(), campaigns);
         self.wear.save(&mut out);
+        out.list(self.approvals.len(), self.approvals.iter());
         out.finish()
     }
 
@@ -92,6 +94,10 @@ impl Stage {
         let owners = stage.ledger.owners().len();
         let Stage { goals, book, .. } = &mut stage;
         stage.wear = Wear::load(&mut input, &mut entities, goals, owners, book)?;
+        for proposal in input.list::<Proposal>("proposals")? {
+            entities.info(proposal.row.entity, "proposals")?;
+            stage.approvals.add(proposal);
+        }
         input.finish()?;
         Ok(stage)
     }

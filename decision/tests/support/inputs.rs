@@ -32,6 +32,7 @@ pub enum Input {
     Goal { of: usize, cpa: i64, shared: Option<i64> },
     DropGoal(usize),
     Acknowledge { at: usize, outcome: usize },
+    Answer { at: usize, yes: bool },
     Tick { after_ms: Tick },
 }
 
@@ -48,6 +49,7 @@ pub fn input() -> impl Strategy<Value = Input> {
             .prop_map(|(of, cpa, shared)| Input::Goal { of, cpa, shared }),
         1 => (0usize..5).prop_map(Input::DropGoal),
         6 => (at, 0usize..5).prop_map(|(at, outcome)| Input::Acknowledge { at, outcome }),
+        4 => (0usize..3, any::<bool>()).prop_map(|(at, yes)| Input::Answer { at, yes }),
         12 => prop_oneof![1u64..60_000, 600_000u64..7_200_000, 20_000_000u64..200_000_000]
             .prop_map(|after_ms| Input::Tick { after_ms }),
     ]
@@ -169,6 +171,15 @@ pub fn drive(
                     };
                     let action = flight.action.id;
                     controls.push(Control::Acknowledge { action, owner, outcome });
+                }
+            }
+            Input::Answer { at, yes } => {
+                if let Some(proposal) = stage.proposals().nth(at) {
+                    let (proposal, by) = (proposal.id, "ann".to_owned());
+                    controls.push(match yes {
+                        true => Control::Approve { proposal, by },
+                        false => Control::Reject { proposal, by, reason: String::new() },
+                    });
                 }
             }
             Input::Tick { after_ms } => {
