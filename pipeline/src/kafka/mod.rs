@@ -16,6 +16,7 @@
 //! | `registry` | the schema registry |
 //! | `positions` | how far each partition has been taken in |
 //! | `status` | what the source says about itself |
+//! | `outputs` | the other direction: features and alerts of complete ticks |
 //!
 //! # Contract
 //! - A message enters exactly once. Its position travels with its rows in one [`Arrival`], is
@@ -36,6 +37,7 @@
 mod desk;
 mod member;
 mod options;
+mod outputs;
 mod payload;
 mod positions;
 mod registry;
@@ -63,6 +65,7 @@ use desk::Desk;
 use payload::TopicReader;
 
 pub use options::{Format, SourceOptions, TopicKind, TopicOptions, connection};
+pub use outputs::{Outputs, output_problems};
 pub use positions::Positions;
 pub use registry::{RegistryOptions, SchemaRegistry};
 pub use status::KafkaStatus;

@@ -1,0 +1,247 @@
+//! Features and alerts on librdkafka's in-process cluster and, where `OMNIFY_KAFKA_BROKERS` names
+//! one, on a real broker.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use omnify_operators::model::{
+    EntityInfo, EntityKey, Estimate, FeatureRow, Frame, Registry, RegistryView, Tick,
+};
+use omnify_sinks::kafka::{
+    Alert, Connection, KafkaOutputs, OutputOptions, OutputsStatus, Selector, TickOutputs,
+};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message;
+use rdkafka::mocking::MockCluster;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use rdkafka::{Offset, TopicPartitionList};
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(10);
+const FEATURES: &str = "features";
+const ALERTS: &str = "alerts";
+const TICKS: &str = "ticks";
+
+fn options(brokers: &str, transactional: bool) -> OutputOptions {
+    let mut options = OutputOptions::at(brokers);
+    options.features_topic = Some(FEATURES.to_owned());
+    options.alerts_topic = Some(ALERTS.to_owned());
+    options.ticks_topic = TICKS.to_owned();
+    options.transactional_id = transactional.then(|| "omnify-1".to_owned());
+    options.windows = vec!["1h/1m".parse().unwrap()];
+    options
+}
+
+/// Ticks with one row of each entity and an anomaly that begins at every tenth tick.
+struct Ticks {
+    selector: Selector,
+    entities: Vec<Arc<EntityInfo>>,
+}
+
+impl Ticks {
+    fn new() -> Ticks {
+        let registry = Arc::new(Registry::utc());
+        let mut view = RegistryView::new(registry.clone());
+        let entity = |n| {
+            let key: EntityKey = format!("t/p/a/c{n}").parse().unwrap();
+            view.info(registry.intern(&key)).clone()
+        };
+        Ticks { entities: (0..3).map(entity).collect(), selector: Selector::new(true, true, 0) }
+    }
+
+    fn tick(&mut self, tick: Tick) -> TickOutputs {
+        let row = |info: &Arc<EntityInfo>| {
+            let mut row = FeatureRow {
+                entity: info.id,
+                tick,
+                windows: Default::default(),
+                ctr: Estimate::default(),
+                cvr: Estimate::default(),
+                reach: Default::default(),
+                fatigue: Default::default(),
+                anomaly: Default::default(),
+            };
+            row.windows[0].clicks = i64::try_from(tick).unwrap();
+            row.anomaly.alarm = tick % 10 == 0;
+            (info.clone(), row)
+        };
+        let frame = Frame { tick, rows: self.entities.iter().map(row).collect() };
+        self.selector.tick(&frame, &BTreeMap::new(), &[])
+    }
+}
+
+/// Everything that is committed in a topic, per key in order.
+fn read_all(connection: &Connection, topic: &str) -> BTreeMap<String, Vec<Value>> {
+    let defaults = [
+        ("group.id", "reader".to_owned()),
+        ("isolation.level", "read_committed".to_owned()),
+        ("enable.partition.eof", "true".to_owned()),
+    ];
+    let consumer: BaseConsumer = connection.client("reader", defaults).create().unwrap();
+    let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).unwrap();
+    let partitions = metadata.topics()[0].partitions().len();
+    let mut all = TopicPartitionList::new();
+    for partition in 0..i32::try_from(partitions).unwrap() {
+        all.add_partition_offset(topic, partition, Offset::Beginning).unwrap();
+    }
+    consumer.assign(&all).unwrap();
+    let (mut found, mut ends) = (BTreeMap::<String, Vec<Value>>::new(), 0);
+    while ends < partitions {
+        match consumer.poll(PATIENCE).expect("a message or an end, before patience ends") {
+            Err(KafkaError::PartitionEOF(_)) => ends += 1,
+            Err(error) => panic!("{error}"),
+            Ok(message) => {
+                let key = String::from_utf8(message.key().unwrap().to_vec()).unwrap();
+                let value = serde_json::from_slice(message.payload().unwrap()).unwrap();
+                found.entry(key).or_default().push(value);
+            }
+        }
+    }
+    found
+}
+
+fn until(outputs: &KafkaOutputs, what: &str, holds: impl Fn(&OutputsStatus) -> bool) {
+    for _ in 0..PATIENCE.as_millis() / LOOK.as_millis() {
+        if holds(&outputs.status()) {
+            return;
+        }
+        std::thread::sleep(LOOK);
+    }
+    panic!("{what}: {:?}", outputs.status());
+}
+
+/// Clicks of the features are the ticks, of every entity and in order; alerts came once each.
+fn assert_exactly(connection: &Connection, options: &OutputOptions, ticks: &[Tick]) {
+    let features = read_all(connection, options.features_topic.as_deref().unwrap());
+    assert_eq!(features.len(), 3);
+    for (entity, rows) in features {
+        let seen: Vec<Tick> =
+            rows.iter().map(|row| row["windows"]["1h/1m"]["clicks"].as_u64().unwrap()).collect();
+        assert_eq!(seen, ticks, "{entity}");
+        assert!(rows.iter().all(|row| row["entity"] == entity.as_str()));
+    }
+    let alerts = read_all(connection, options.alerts_topic.as_deref().unwrap());
+    let raised: Vec<Tick> = ticks.iter().copied().filter(|tick| tick % 10 == 0).collect();
+    for (entity, told) in alerts {
+        let seen: Vec<Tick> = told.iter().map(|alert| alert["tick"].as_u64().unwrap()).collect();
+        assert_eq!(seen, raised, "{entity}");
+        let first: Alert = serde_json::from_value(told[0].clone()).unwrap();
+        assert_eq!((first.code.as_str(), first.tenant.as_deref()), ("anomaly", Some("t")));
+    }
+}
+
+#[test]
+fn only_durable_ticks_go_out_and_in_order() {
+    let cluster = MockCluster::new(1).unwrap();
+    for topic in [FEATURES, ALERTS] {
+        cluster.create_topic(topic, 2, 1).unwrap();
+    }
+    let options = options(&cluster.bootstrap_servers(), false);
+    let outputs = KafkaOutputs::start(options.clone()).unwrap();
+    let mut ticks = Ticks::new();
+    for tick in 1..=30 {
+        outputs.submit(ticks.tick(tick));
+    }
+    outputs.durable(20);
+    until(&outputs, "20 ticks are out", |status| status.committed == Some(20));
+    assert_eq!(outputs.status().waiting, 10);
+    assert_exactly(&options.connection, &options, &(1..=20).collect::<Vec<_>>());
+    let refused = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS; 3];
+    cluster.request_errors(RDKafkaApiKey::Produce, &refused);
+    outputs.durable(30);
+    assert!(outputs.finish(PATIENCE));
+    assert_exactly(&options.connection, &options, &(1..=30).collect::<Vec<_>>());
+}
+
+#[test]
+fn without_brokers_rows_merge_and_no_alert_is_dropped() {
+    let cluster = MockCluster::new(1).unwrap();
+    for topic in [FEATURES, ALERTS] {
+        cluster.create_topic(topic, 1, 1).unwrap();
+    }
+    let mut options = options(&cluster.bootstrap_servers(), false);
+    options.queue_max = 30;
+    let outputs = KafkaOutputs::start(options.clone()).unwrap();
+    let mut ticks = Ticks::new();
+    // Nothing is durable, so everything waits.
+    for tick in 1..=95 {
+        outputs.submit(ticks.tick(tick));
+    }
+    let waiting = outputs.status();
+    assert!(waiting.merged >= 3 * 95 - 60, "{waiting:?}");
+    outputs.durable(95);
+    assert!(outputs.finish(PATIENCE));
+    let alerts = read_all(&options.connection, ALERTS);
+    assert_eq!(alerts.values().map(Vec::len).sum::<usize>(), 3 * 9, "{alerts:?}");
+    let features = read_all(&options.connection, FEATURES);
+    for rows in features.values() {
+        let last = rows.last().unwrap();
+        assert_eq!(last["tick"], 95, "the newest row is there");
+        assert!(rows.len() < 95);
+    }
+}
+
+/// A process that ends at any moment and replays its ticks produces nothing twice.
+fn nothing_twice(options: &OutputOptions, kill_after: &[Tick], end: Tick) {
+    for stop in kill_after.iter().chain([&end]) {
+        let outputs = KafkaOutputs::start(options.clone()).unwrap();
+        // A restart replays everything from its snapshot on, here from the beginning.
+        let mut ticks = Ticks::new();
+        for tick in 1..=*stop {
+            outputs.submit(ticks.tick(tick));
+            outputs.durable(tick);
+        }
+        if *stop == end {
+            assert!(outputs.finish(PATIENCE), "not finished");
+        } else {
+            // Gone in the middle of whatever it was doing.
+            until(&outputs, "something is out", |status| status.committed.is_some());
+            drop(outputs);
+        }
+    }
+    assert_exactly(&options.connection, options, &(1..=end).collect::<Vec<_>>());
+}
+
+#[test]
+fn transactions_make_outputs_exactly_once_over_restarts() {
+    let cluster = MockCluster::new(1).unwrap();
+    for topic in [FEATURES, ALERTS, TICKS] {
+        cluster.create_topic(topic, 1, 1).unwrap();
+    }
+    nothing_twice(&options(&cluster.bootstrap_servers(), true), &[20, 45], 70);
+}
+
+/// Read-committed isolation and fencing are the real broker's.
+#[test]
+fn real_kafka_transactions_are_exactly_once() {
+    let Some(brokers) = std::env::var("OMNIFY_KAFKA_BROKERS").ok().filter(|list| !list.is_empty())
+    else {
+        eprintln!("skipped: OMNIFY_KAFKA_BROKERS is not set");
+        return;
+    };
+    let unique = tempfile::tempdir().unwrap();
+    let unique = unique.path().file_name().unwrap().to_string_lossy().replace('.', "");
+    let mut options = options(&brokers, true);
+    options.features_topic = Some(format!("features.{unique}"));
+    options.alerts_topic = Some(format!("alerts.{unique}"));
+    options.ticks_topic = format!("ticks.{unique}");
+    options.transactional_id = Some(unique);
+    nothing_twice(&options, &[20, 45, 46], 70);
+    // A second process with the same id takes over, and the first says so.
+    let first = KafkaOutputs::start(options.clone()).unwrap();
+    until(&first, "it has read the last tick", |status| status.committed == Some(70));
+    let second = KafkaOutputs::start(options.clone()).unwrap();
+    until(&second, "it has read the last tick", |status| status.committed == Some(70));
+    let mut ticks = Ticks::new();
+    first.submit(ticks.tick(71));
+    first.durable(71);
+    until(&first, "it is fenced", |status| status.failed.is_some());
+    second.submit(ticks.tick(72));
+    second.durable(72);
+    assert!(second.finish(PATIENCE));
+    let expected: Vec<Tick> = (1..=70).chain([72]).collect();
+    assert_exactly(&options.connection, &options, &expected);
+}
