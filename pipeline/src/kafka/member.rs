@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use omnify_sinks::telemetry::events::KafkaSourceFailed;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::KafkaError;
 use rdkafka::statistics::Statistics;
@@ -75,6 +76,14 @@ impl Member {
 }
 
 impl ClientContext for Member {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug => tracing::debug!(facility, message),
+            RDKafkaLogLevel::Notice => tracing::info!(facility, message),
+            _ => tracing::warn!(facility, message),
+        }
+    }
+
     fn stats(&self, statistics: Statistics) {
         let ends = statistics.topics.into_iter().flat_map(|(topic, stats)| {
             let of = stats.partitions.into_iter();

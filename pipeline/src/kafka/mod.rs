@@ -46,6 +46,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -140,6 +141,7 @@ impl KafkaSource {
             shown: shown.clone(),
             stop: stop.clone(),
             commit_every: options.commit_every,
+            asked: RefCell::default(),
         };
         let thread = std::thread::Builder::new().name("kafka".into()).spawn(move || run.run())?;
         Ok(KafkaSource { stop, shown, thread: Some(thread) })

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use omnify_config::Checked;
-use omnify_operators::model::{Frame, Tick, WindowSpec};
+use omnify_operators::model::{Frame, WindowSpec};
 use omnify_sinks::kafka::{KafkaOutputs, OutputOptions, OutputsStatus, Selector, SelectorState};
 use omnify_sinks::serve::{Counters, Problem};
 

@@ -224,6 +224,7 @@ fn control(kind: TopicKind, mut value: Value, sender: Option<&str>) -> Result<Co
         TopicKind::Goals => ["goal", "drop_goal"],
         _ => ["approve", "reject"],
     };
+    without_nulls(&mut value);
     let said = value.get("control").and_then(Value::as_str).unwrap_or_default();
     let Some(tag) = allowed.into_iter().find(|tag| *tag == said) else {
         let detail = format!("control `{said}` is not one of {}", allowed.join(", "));
@@ -253,4 +254,12 @@ fn control(kind: TopicKind, mut value: Value, sender: Option<&str>) -> Result<Co
         goal.validate().map_err(|error| Reject::new(Reason::OutOfRange, error.to_string()))?;
     }
     Ok(control)
+}
+
+/// Removes fields without a value: forms with a fixed set of fields have to name them all.
+fn without_nulls(value: &mut Value) {
+    if let Value::Object(fields) = value {
+        fields.retain(|_, value| !value.is_null());
+        fields.values_mut().for_each(without_nulls);
+    }
 }

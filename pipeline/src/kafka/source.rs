@@ -1,5 +1,7 @@
 //! The consumer's thread.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -60,6 +62,8 @@ pub(super) struct Loop {
     pub(super) shown: Shown,
     pub(super) stop: Arc<AtomicBool>,
     pub(super) commit_every: Duration,
+    /// When the brokers were asked last for the start of a partition.
+    pub(super) asked: RefCell<HashMap<Partition, Option<Instant>>>,
 }
 
 #[derive(Default)]
@@ -152,12 +156,17 @@ impl Loop {
     }
 
     /// Offsets are missing. Markers of transactions and compaction leave such gaps; only what lies
-    /// before the partition's present start is lost.
+    /// before the partition's present start is lost. The brokers are asked at most so often for one
+    /// partition: where such gaps are usual, every message may have one.
     fn look_into(&self, expected: i64, message: &BorrowedMessage<'_>) {
         let (topic, partition) = (message.topic(), message.partition());
-        if message.offset() - expected == 1 {
-            return; // a marker
+        let mut asked = self.asked.borrow_mut();
+        let last = asked.entry((Arc::from(topic), partition)).or_default();
+        if message.offset() - expected == 1 || last.is_some_and(|last| last.elapsed() < TELL_EVERY)
+        {
+            return;
         }
+        *last = Some(clock::instant());
         match self.consumer.fetch_watermarks(topic, partition, ASK) {
             Ok((first, _)) if first > expected => {
                 let lost = u64::try_from(first - expected).unwrap_or(0);

@@ -277,6 +277,33 @@ fn a_goal_is_the_same_in_every_form() {
     assert_eq!(same, controls);
 }
 
+#[test]
+fn an_approval_is_the_same_in_every_form() {
+    const AVSC: &str = include_str!("../../../../deploy/schemas/approval.avsc");
+    let id = "0123456789abcdef0123456789abcdef";
+    for (said, reason) in [("approve", None), ("reject", None), ("reject", Some("too risky"))] {
+        let mut json = serde_json::json!({ "control": said, "proposal": id, "by": "ann" });
+        if let Some(reason) = reason {
+            json["reason"] = reason.into();
+        }
+        let json = json.to_string();
+        let right: Control = serde_json::from_str(&json).unwrap();
+        let bodies = [
+            (Format::Json, json.clone().into_bytes()),
+            (Format::avro(TopicKind::Approvals, None).unwrap(), avro(AVSC, &json)),
+            (
+                Format::protobuf(TopicKind::Approvals, None, "").unwrap(),
+                protobuf("omnify.Approval", &json),
+            ),
+        ];
+        for (format, body) in bodies {
+            let (batch, controls) = take(&mut reader(topic(TopicKind::Approvals, format)), &body);
+            assert!(batch.dead.is_empty(), "{:?}", batch.dead);
+            assert_eq!(controls, std::slice::from_ref(&right));
+        }
+    }
+}
+
 fn formats() -> Vec<(TopicKind, Format)> {
     let mut all = Vec::new();
     for kind in [TopicKind::Events, TopicKind::Reports, TopicKind::Goals, TopicKind::Approvals] {

@@ -121,12 +121,12 @@ fn real_kafka_broker_killed_in_the_middle_and_a_restart_at_the_journal() {
     let source = rig.start(&options);
     let mut taken = Taken::default();
     while taken.rows < 5_000 {
-        taken.add(rig.next());
+        taken.add(rig.next_of(&source));
     }
     broker.run("kill");
     broker.run("start");
     while taken.rows < 12_000 {
-        taken.add(rig.next());
+        taken.add(rig.next_of(&source));
     }
     source.stop();
     rig.silence(&mut taken);

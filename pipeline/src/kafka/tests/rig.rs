@@ -63,6 +63,14 @@ impl Rig {
         arrival
     }
 
+    /// The next batch of `source`, or what it says about itself.
+    pub(super) fn next_of(&self, source: &KafkaSource) -> Arrival {
+        let arrival = self.arrivals.queue.recv_timeout(PATIENCE);
+        let arrival = arrival.unwrap_or_else(|_| panic!("nothing comes: {:?}", source.status()));
+        self.arrivals.took(&arrival);
+        arrival
+    }
+
     /// Everything until `rows` rows have come, and that nothing comes behind them.
     pub(super) fn rows(&self, rows: u64) -> Taken {
         let mut taken = Taken::default();
