@@ -54,10 +54,11 @@ impl Member {
             true => consumer.incremental_assign(&placed)?,
             false => consumer.assign(&placed)?,
         }
-        if self.paused.load(Ordering::Acquire) {
-            consumer.pause(&placed)?;
+        // The client remembers what was paused when it went, so running has to be said as well.
+        match self.paused.load(Ordering::Acquire) {
+            true => consumer.pause(&placed),
+            false => consumer.resume(&placed),
         }
-        Ok(())
     }
 
     fn revoke(

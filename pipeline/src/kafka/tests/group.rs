@@ -9,7 +9,9 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use super::rig::{PATIENCE, Rig, TOPIC, event, producer, send, send_events, send_with, until};
+use super::rig::{
+    PATIENCE, Rig, TOPIC, Taken, event, producer, send, send_events, send_with, until,
+};
 use crate::kafka::{Positions, SourceOptions, TopicOptions};
 
 type Cluster = MockCluster<'static, rdkafka::producer::DefaultProducerContext>;
@@ -126,6 +128,37 @@ fn partitions_move_between_members_without_loss_or_repeat() {
     until(&second, "the second has all", |status| status.assigned.len() == 6);
     let taken = rig.rows(u64::try_from(sent).unwrap());
     assert_eq!(taken.sorted(), (0..sent).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_partition_that_went_while_paused_runs_when_it_comes_back() {
+    let (_cluster, brokers) = cluster(4);
+    let producer = producer(&brokers);
+    send_events(&producer, 4, 0..400);
+    let small = Rig::new(30);
+    let large = Rig::at(10_000, small.positions.clone());
+    let mut options = options(&brokers);
+    options.batch_messages = 10;
+    let first = small.start(&options);
+    until(&first, "the first pauses", |status| status.paused);
+    let second = large.start(&options);
+    until(&second, "the second has half", |status| status.assigned.len() == 2);
+    until(&first, "the first keeps half", |status| status.assigned.len() == 2);
+    let (mut taken, mut others) = (Taken::default(), Taken::default());
+    while first.status().paused {
+        taken.add(small.next_of(&first));
+    }
+    second.stop();
+    large.silence(&mut others);
+    // What the second had is the first's again, and no longer paused.
+    send_events(&producer, 4, 400..440);
+    while taken.rows + others.rows < 440 {
+        taken.add(small.next_of(&first));
+    }
+    small.silence(&mut taken);
+    let mut numbers = [taken.numbers, others.numbers].concat();
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..440).collect::<Vec<_>>());
 }
 
 #[test]
