@@ -8,7 +8,9 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use prost_reflect::{DynamicMessage, Kind, MessageDescriptor, ReflectMessage, Value};
+use prost_reflect::{
+    DynamicMessage, FileDescriptor, Kind, MessageDescriptor, ReflectMessage, Value,
+};
 use protox::file::{ChainFileResolver, File, FileResolver, GoogleFileResolver};
 
 use super::avro::SchemaError;
@@ -53,7 +55,7 @@ impl ProtoSchema {
         let syntax = |error: protox::Error| SchemaError::Syntax(error.to_string());
         compiler.open_file(MAIN).map_err(syntax)?;
         let file = compiler.descriptor_pool().get_file_by_name(MAIN);
-        let messages: Vec<_> = file.iter().flat_map(|file| file.messages()).collect();
+        let messages: Vec<_> = file.iter().flat_map(FileDescriptor::messages).collect();
         if messages.is_empty() {
             return Err(SchemaError::Message("the .proto file describes no message".to_owned()));
         }

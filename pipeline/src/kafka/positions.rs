@@ -14,8 +14,11 @@ use omnify_sinks::journal::Position;
 /// Shared by the sources and the engine; clones share the map.
 #[derive(Clone, Debug, Default)]
 pub struct Positions {
-    places: Arc<Mutex<BTreeMap<(Arc<str>, i32), Place>>>,
+    places: Arc<Mutex<Places>>,
 }
+
+/// By source and partition.
+type Places = BTreeMap<(Arc<str>, i32), Place>;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Place {
@@ -73,7 +76,7 @@ impl Positions {
         with(place);
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(Arc<str>, i32), Place>> {
+    fn lock(&self) -> MutexGuard<'_, Places> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

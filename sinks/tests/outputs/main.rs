@@ -65,7 +65,7 @@ impl Ticks {
                 anomaly: Default::default(),
             };
             row.windows[0].clicks = i64::try_from(tick).unwrap();
-            row.anomaly.alarm = tick % 10 == 0;
+            row.anomaly.alarm = tick.is_multiple_of(10);
             (info.clone(), row)
         };
         let frame = Frame { tick, rows: self.entities.iter().map(row).collect() };
@@ -124,7 +124,7 @@ fn assert_exactly(connection: &Connection, options: &OutputOptions, ticks: &[Tic
         assert!(rows.iter().all(|row| row["entity"] == entity.as_str()));
     }
     let alerts = read_all(connection, options.alerts_topic.as_deref().unwrap());
-    let raised: Vec<Tick> = ticks.iter().copied().filter(|tick| tick % 10 == 0).collect();
+    let raised: Vec<Tick> = ticks.iter().copied().filter(|tick| tick.is_multiple_of(10)).collect();
     for (entity, told) in alerts {
         let seen: Vec<Tick> = told.iter().map(|alert| alert["tick"].as_u64().unwrap()).collect();
         assert_eq!(seen, raised, "{entity}");
