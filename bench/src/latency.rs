@@ -14,7 +14,7 @@ use omnify_config::Layers;
 use omnify_operators::model::{EntityId, EntityKey, Event, EventKind, NO_ID, Stats};
 use omnify_pipeline::clock::Clock;
 use omnify_pipeline::decode::Batch;
-use omnify_pipeline::live::{Arrival, Live, Setup};
+use omnify_pipeline::live::{Arrival, HistoryAt, Live, Setup};
 use rand::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use serde_json::{Value, json};
@@ -34,6 +34,8 @@ pub struct Options {
     pub sets: Vec<String>,
     /// Folder of a history, if one is to be written meanwhile.
     pub history: Option<std::path::PathBuf>,
+    /// Folder of journal and snapshots, if they are to be kept.
+    pub state: Option<std::path::PathBuf>,
 }
 
 /// Goals for everybody, short ticks, and each campaign decided on ten times a second. Limits that
@@ -90,7 +92,8 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
         clock: Clock::System,
         speed: 1,
         listener: None,
-        history: options.history.clone(),
+        history: options.history.clone().map(HistoryAt::Folder),
+        state: options.state.clone(),
         ledger: ledger.clone(),
         controls: Vec::new(),
     })?;

@@ -54,6 +54,9 @@ enum Command {
         /// Writes a history to this new folder meanwhile.
         #[arg(long)]
         history: Option<PathBuf>,
+        /// Keeps a journal and snapshots in this folder meanwhile.
+        #[arg(long)]
+        state: Option<PathBuf>,
         /// Overrides, for example --set engine.tick=5ms.
         #[arg(long = "set")]
         sets: Vec<String>,
@@ -92,8 +95,8 @@ fn main() -> ExitCode {
             generate::write(&workload, &out)
                 .map(|()| serde_json::json!({ "out": out, "rows": rows, "creatives": creatives }))
         }
-        Command::Latency { rate, seconds, creatives, history, sets } => {
-            latency::run(&latency::Options { rate, seconds, creatives, sets, history })
+        Command::Latency { rate, seconds, creatives, history, state, sets } => {
+            latency::run(&latency::Options { rate, seconds, creatives, sets, history, state })
         }
         Command::Replay { input, mapping, workers, sets, out } => replay::check_input(&input)
             .and_then(|()| replay::run(&replay::Options { input, mapping, workers, sets, out })),

@@ -63,6 +63,7 @@ fn the_latency_harness_decides_and_conserves() {
         creatives: 100,
         sets: Vec::new(),
         history: None,
+        state: None,
     };
     let report = latency::run(&options).unwrap();
     assert_eq!(report["events"], 2_000);

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod clock;
 pub mod commands;
 pub mod decode;
+pub mod durable;
 pub mod engine;
 pub mod kafka;
 pub mod live;

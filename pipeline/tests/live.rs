@@ -11,7 +11,7 @@ use omnify_config::{Checked, Layers};
 use omnify_decision::learn::{CellBuilder, LearnOptions, learn};
 use omnify_operators::model::{DAY_US, EntityKey, HOUR_US, Stats};
 use omnify_pipeline::clock::Clock;
-use omnify_pipeline::live::{Live, Setup};
+use omnify_pipeline::live::{HistoryAt, Live, Setup};
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
@@ -43,7 +43,8 @@ fn start(config: Arc<Checked>, dir: &Path) -> Live {
         clock: Clock::System,
         speed: 1,
         listener: Some(TcpListener::bind("127.0.0.1:0").unwrap()),
-        history: Some(dir.join("history")),
+        history: Some(HistoryAt::Folder(dir.join("history"))),
+        state: None,
         ledger: dir.join("ledger"),
         controls: Vec::new(),
     })

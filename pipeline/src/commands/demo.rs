@@ -26,7 +26,7 @@ use super::{Done, UsageError, totals, totals_text};
 use crate::cli::Common;
 use crate::clock::{self, Clock};
 use crate::live::market::{MarketError, MarketFeed};
-use crate::live::{Intake, Live, Setup, listen};
+use crate::live::{HistoryAt, Intake, Live, Setup, listen};
 use crate::progress;
 
 /// Where a demo writes unless told otherwise.
@@ -78,7 +78,8 @@ pub fn execute(common: &Common, args: &DemoArgs) -> anyhow::Result<Done> {
         clock: Clock::manual(tick_of_us(start_us)),
         speed: config.demo.speed.ms().div_ceil(1_000),
         listener: page(&config)?,
-        history: config.history.enabled.then(|| dir.clone()),
+        history: config.history.enabled.then(|| HistoryAt::Folder(dir.clone())),
+        state: None,
         ledger: dir.join("ledger"),
         controls: vec![Control::Kill { tenant: None }],
         config: config.clone(),

@@ -15,8 +15,10 @@ use super::{Done, UsageError, totals, totals_text};
 use crate::cli::Common;
 use crate::clock::{self, Clock};
 use crate::decode::{Door, Mapping};
-use crate::engine::feed::{FileFeed, Finish, RecordFeed};
-use crate::engine::{self, BoxedFeed, Decider, Recorder, RunSummary, Wakers};
+use crate::durable;
+use crate::engine::feed::{FileFeed, Finish, Idle, RecordFeed};
+use crate::engine::{self, BoxedFeed, Decider, Recorder, Resume, RunSummary, Wakers};
+use crate::live::START;
 use crate::progress::{self, Bar};
 use crate::setup::{self, Mode};
 use crate::source::{self, ReadOptions, Source};
@@ -89,18 +91,27 @@ impl Offline {
         })
     }
 
-    /// Runs `feeds`, one for each worker. `live` says that the record's actions went to a real
-    /// executor, whose acknowledgements are among the inputs.
+    /// Runs `feeds`, one for each worker, from nothing.
     pub fn run(
         &self,
         feeds: Vec<BoxedFeed>,
+    ) -> anyhow::Result<(RunSummary, Option<anyhow::Error>)> {
+        let stage = setup::stage_config(&self.config).map(Stage::new).transpose()?;
+        self.resume(feeds, stage, None)
+    }
+
+    /// Runs `feeds`, the first of which begins with the operators' state that goes with `stage`.
+    fn resume(
+        &self,
+        feeds: Vec<BoxedFeed>,
+        stage: Option<Stage>,
+        resume: Option<Resume>,
     ) -> anyhow::Result<(RunSummary, Option<anyhow::Error>)> {
         let view = RegistryView::new(self.registry.clone());
         let recorder = match &self.out {
             Some(out) => Some(self.recorder(out, &view)?),
             None => None,
         };
-        let stage = setup::stage_config(&self.config).map(Stage::new).transpose()?;
         let decider = Decider {
             stage,
             view: view.clone(),
@@ -111,6 +122,9 @@ impl Offline {
             book: Arc::new(RwLock::default()),
             decided: Arc::default(),
             clock: Clock::manual(0),
+            journal: None,
+            snapshots: None,
+            resume,
         };
         let queue = self.config.engine.queue_frames;
         engine::run(self.spec.clone(), view, feeds, queue, Wakers::default(), decider)
@@ -122,7 +136,8 @@ impl Offline {
         let config = self.config.clone();
         let writer = HistoryWriter::create(out, meta, view.clone(), options)?
             .with_currencies(Box::new(move |key| setup::currency_of(&config, key)));
-        Ok(Recorder::start(writer, view.clone(), self.config.engine.queue_history, None)?)
+        let queue = self.config.engine.queue_history;
+        Ok(Recorder::start(writer, view.clone(), queue, None, None)?)
     }
 }
 
@@ -195,10 +210,21 @@ fn record(common: &Common, args: &ReplayArgs, dir: &Path) -> anyhow::Result<Done
         }
     }
     let run = Offline::new(config, Mode::of(reader.meta()), args.out.clone(), args.workers)?;
-    let mut feeds: Vec<BoxedFeed> =
-        vec![Box::new(RecordFeed::new(Some(reader.replay(run.registry.clone()))))];
-    feeds.extend((1..run.workers).map(|_| Box::new(RecordFeed::new(None)) as BoxedFeed));
-    let (summary, failure) = run.run(feeds)?;
+    let start = durable::start_of(&dir.join(START), &run.registry, setup::stage_config(&run.config))?;
+    let (stage, resume, state) = match start {
+        None => (setup::stage_config(&run.config).map(Stage::new).transpose()?, None, None),
+        Some(start) => {
+            // The record of decisions begins with this history.
+            let mut state = start.engine;
+            state.digest = [0; 32];
+            let resume = Resume { state, until: start.tick };
+            (start.stage, Some(resume), Some((start.tick, start.items)))
+        }
+    };
+    let record = reader.replay(run.registry.clone());
+    let mut feeds: Vec<BoxedFeed> = vec![Box::new(RecordFeed::new(record, state))];
+    feeds.extend((1..run.workers).map(|_| Box::new(Idle) as BoxedFeed));
+    let (summary, failure) = run.resume(feeds, stage, resume)?;
     if let Some(error) = failure {
         return match error.downcast::<HistoryError>() {
             Ok(HistoryError::Difference(difference)) => Ok(differs(&difference)),

@@ -1,18 +1,21 @@
-//! `omnify run`: the live engine on the system's clock; events come over HTTP push and Kafka.
+//! `omnify run`: the live engine on the system's clock. It goes on where an earlier process on the
+//! same `state.dir` stood, however that ended.
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::Args;
-use jiff::Timestamp;
+use omnify_config::{Checked, Layers};
 use serde_json::json;
 
 use super::{Done, totals, totals_text};
 use crate::cli::Common;
 use crate::clock::Clock;
+use crate::durable::LEDGER;
 use crate::kafka::{self, Positions};
-use crate::live::{Live, Setup, listen};
+use crate::live::{HistoryAt, Live, Setup, listen, other_config};
 
 /// Options of `run`.
 #[derive(Args, Clone, Debug, Default)]
@@ -33,27 +36,20 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 pub fn execute(common: &Common, args: &RunArgs) -> anyhow::Result<Done> {
     let config = common.load(None)?;
     let listener = listen(&config)?;
-    let root = PathBuf::from(&config.history.dir);
-    let history =
-        config.history.enabled.then(|| new_folder(&root, Clock::System.now())).transpose()?;
-    let live = Live::start(Setup {
-        config: config.clone(),
-        clock: Clock::System,
-        speed: 1,
-        listener,
-        history: history.clone(),
-        ledger: root.join("ledger"),
-        controls: Vec::new(),
-    })?;
+    if config.state.enabled {
+        catch_up(&config)?;
+    }
+    let live = Live::start(setup(&config, listener))?;
     if let Some(address) = live.address() {
         tracing::info!("the page is at http://{address}/, events go to http://{address}/v1/events");
     }
     let runtime = live.runtime().handle();
-    let positions = Positions::default();
+    let positions = Positions::restored(live.intake().positions().list());
     let kafka =
         kafka::start(&config, live.door(), live.intake(), &positions, &Clock::System, runtime)?;
     live.wait(args.time);
     drop(kafka);
+    let history = live.history().map(Path::to_owned);
     let summary = live.stop()?;
     let mut answer = totals(&summary);
     answer["history"] = json!(history);
@@ -64,24 +60,30 @@ pub fn execute(common: &Common, args: &RunArgs) -> anyhow::Result<Done> {
     Ok(Done { answer, text, code: 0 })
 }
 
-/// A folder for this start below `root`, named by its time: `run-20260105T101500Z`, with a number
-/// behind it where that is taken.
-fn new_folder(root: &Path, now_ms: u64) -> anyhow::Result<PathBuf> {
-    let now = Timestamp::from_millisecond(i64::try_from(now_ms)?)?;
-    let name = format!("run-{}", now.strftime("%Y%m%dT%H%M%SZ"));
-    std::fs::create_dir_all(root)
-        .map_err(|error| super::output_error(root, &error))
-        .context("history.dir")?;
-    for number in 1..1_000 {
-        let folder = match number {
-            1 => root.join(&name),
-            number => root.join(format!("{name}-{number}")),
-        };
-        match std::fs::create_dir(&folder) {
-            Ok(()) => return Ok(folder),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(super::output_error(&folder, &error).into()),
-        }
+fn setup(config: &Arc<Checked>, listener: Option<TcpListener>) -> Setup {
+    let (history, state) = (&config.history, &config.state);
+    let state_dir = PathBuf::from(&state.dir);
+    Setup {
+        config: config.clone(),
+        clock: Clock::System,
+        speed: 1,
+        listener,
+        history: history.enabled.then(|| HistoryAt::Below(PathBuf::from(&history.dir))),
+        ledger: state_dir.join(LEDGER),
+        state: state.enabled.then_some(state_dir),
+        controls: Vec::new(),
     }
-    anyhow::bail!("{}: too many starts within a second", root.join(name).display())
+}
+
+/// Ticks that a crash left behind the last snapshot are made once more under the configuration that
+/// made them, and a snapshot is taken; from there the present one goes on.
+fn catch_up(config: &Arc<Checked>) -> anyhow::Result<()> {
+    let Some(toml) = other_config(Path::new(&config.state.dir), config)? else { return Ok(()) };
+    tracing::info!("the configuration has changed since the crash; catching up under the old one");
+    let checked = Layers::new().text("the configuration of the journal", &toml)?.build()?.validate()?;
+    let old = Arc::new(checked);
+    let at = setup(config, None);
+    let live = Live::start(Setup { config: old, ..at })?;
+    live.stop()?;
+    Ok(())
 }

@@ -49,4 +49,14 @@ impl Door {
     pub fn next_sequence(&self) -> u64 {
         self.sequence.fetch_add(1, Ordering::Relaxed)
     }
+
+    /// The number of the next report row, not given out yet.
+    pub fn sequence(&self) -> u64 {
+        self.sequence.load(Ordering::Relaxed)
+    }
+
+    /// Numbers go on from `sequence` at least: those before were given out by an earlier process.
+    pub fn resume_sequence(&self, sequence: u64) {
+        self.sequence.fetch_max(sequence, Ordering::Relaxed);
+    }
 }

@@ -34,6 +34,11 @@ impl Push {
         Push { decoder, columns, rows: 0, reports: false }
     }
 
+    /// Rows decoded so far.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
     /// From now on, rows of other tenants than `tenant` are refused, if one is given.
     pub fn only_tenant(&mut self, tenant: Option<&str>) {
         self.decoder.only_tenant(tenant.map(Into::into));

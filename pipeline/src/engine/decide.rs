@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use hdrhistogram::Histogram;
-use omnify_decision::action::{Action, Decision};
+use omnify_decision::action::{Action, Decision, Setting};
 use omnify_decision::bid::BidBook;
 use omnify_decision::control::{Control, Outcome};
 use omnify_decision::stage::{Stage, TickOutput};
 use omnify_operators::invariant::{self, Invariant};
 use omnify_operators::model::{
-    EntityKey, Event, EventKind, NO_USER, RegistryView, ReportRow, Tick,
+    EntityKey, Event, EventKind, Frame, NO_USER, RegistryView, ReportRow, Tick,
 };
 use omnify_operators::{frame, graph::Part, intake::Refusal};
 use omnify_sinks::action::Dispatcher;
@@ -23,6 +23,7 @@ use omnify_sinks::telemetry::events;
 use super::note::{Completed, Note};
 use super::record::{Recorder, TickData};
 use crate::clock::{self, Clock};
+use crate::durable::{EngineState, Inputs, Moment, Reached, Snapshots};
 
 /// The bid book that `POST /v1/bids` answers from.
 pub type SharedBook = Arc<RwLock<Arc<BidBook>>>;
@@ -55,6 +56,21 @@ pub struct Decider {
     pub decided: Arc<AtomicU64>,
     /// For the lag of ticks.
     pub clock: Clock,
+    /// The journal: an action leaves when its tick is there.
+    pub journal: Option<Arc<Reached>>,
+    /// Takes snapshots.
+    pub snapshots: Option<Snapshots>,
+    /// Where an earlier process stood.
+    pub resume: Option<Resume>,
+}
+
+/// From where the decision thread goes on.
+pub struct Resume {
+    /// As of the tick that was restored.
+    pub state: EngineState,
+    /// Ticks up to this one were made by an earlier process and are made once more: nothing of them
+    /// is executed.
+    pub until: Tick,
 }
 
 /// What a run came to.
@@ -81,6 +97,12 @@ pub struct RunSummary {
 struct Running {
     decider: Decider,
     digest: DecisionDigest,
+    /// Ticks up to this one are made once more; `None` once they are.
+    again_until: Option<Tick>,
+    /// Alerts of these ticks, which the stage does not keep in flight.
+    again: Vec<Action>,
+    /// Workers that have exported their state, of the snapshot under way.
+    exported: usize,
     summary: RunSummary,
     latency_us: Histogram<u64>,
     decided_us: Histogram<u64>,
@@ -100,14 +122,31 @@ const TELEMETRY_TICKS: u64 = 20;
 impl Decider {
     /// Works until the workers end.
     pub fn run(self, completed: &[Receiver<Completed>]) -> anyhow::Result<RunSummary> {
-        let digest = DecisionDigest::new(self.windows);
+        let resume = self.resume.as_ref();
+        let chain = resume.map_or([0; 32], |resume| resume.state.digest);
+        let digest = DecisionDigest::resume(self.windows, chain);
         let latency_us: Histogram<u64> = Histogram::new_with_bounds(1, 600_000_000, 3)
             .map_err(|e| anyhow::anyhow!("latency histogram: {e:?}"))?;
         let decided_us = latency_us.clone();
-        let summary = RunSummary::default();
-        let telemetry = TelemetryBatch::default();
-        let mut running =
-            Running { decider: self, digest, summary, latency_us, decided_us, telemetry };
+        let summary = RunSummary {
+            counters: resume.map(|resume| resume.state.counters()).unwrap_or_default(),
+            panes_closed: resume.map_or(0, |resume| resume.state.panes_closed),
+            ..RunSummary::default()
+        };
+        let telemetry =
+            TelemetryBatch { before: summary.counters.clone(), ..TelemetryBatch::default() };
+        let mut running = Running {
+            again_until: resume.map(|resume| resume.until),
+            again: Vec::new(),
+            exported: 0,
+            decider: self,
+            digest,
+            summary,
+            latency_us,
+            decided_us,
+            telemetry,
+        };
+        running.show_resumed();
         let mut parts = Vec::with_capacity(completed.len());
         'ticks: loop {
             let mut note = Note::default();
@@ -116,7 +155,7 @@ impl Decider {
                 note.merge(complete.note);
                 parts.push(complete.part);
             }
-            if !running.tick(&mut parts, note) {
+            if !running.tick(&mut parts, note)? {
                 break;
             }
             parts.clear();
@@ -126,10 +165,22 @@ impl Decider {
 }
 
 impl Running {
-    /// One complete tick; false when the history is lost and the engine must stop.
-    fn tick(&mut self, parts: &mut [Part], note: Note) -> bool {
+    /// One complete tick; false when the history or the journal is lost and the engine must stop.
+    fn tick(&mut self, parts: &mut [Part], mut note: Note) -> anyhow::Result<bool> {
         let started = clock::instant();
         let tick = parts[0].tick;
+        if let Some(what) = parts.iter_mut().find_map(|part| part.restore_failed.take()) {
+            return Err(anyhow::anyhow!("the snapshot cannot be restored: {what}"));
+        }
+        if note.restored {
+            // The state itself; nothing happened at this tick.
+            self.summary.last_tick = tick;
+            return Ok(true);
+        }
+        let again = self.again_until.is_some_and(|until| tick <= until);
+        if !again && self.again_until.take().is_some() {
+            self.settle_again();
+        }
         invariant::check(
             Invariant::CompleteFrames,
             parts.iter().all(|part| part.tick == tick) && tick >= self.summary.last_tick,
@@ -140,13 +191,19 @@ impl Running {
             Some(stage) => stage.on_tick(tick, &note.controls, &frame),
             None => TickOutput::default(),
         };
+        if again {
+            let alert = |action: &&Action| matches!(action.desired, Setting::Alert { .. });
+            self.again.extend(output.actions.iter().filter(alert).cloned());
+        } else if !self.hand_over(tick, &output.actions) {
+            return Ok(false);
+        }
         let latency = note.arrived.map(|arrived| arrived.elapsed());
-        self.hand_over(&output.actions);
         self.measure(&output, latency);
         output.decisions.iter().for_each(|decision| {
             self.digest.absorb(decision);
         });
         let digest = self.digest.close_tick();
+        let inputs = note.snapshot.take();
         if let Some(expected) = note.expected {
             self.summary.compared += 1;
             if expected != digest && self.summary.diverged.is_none() {
@@ -180,11 +237,18 @@ impl Running {
             *self.decider.book.write().unwrap_or_else(PoisonError::into_inner) = book;
         }
         self.emit(tick, parts, started.elapsed());
+        let commit = inputs.is_some();
+        if let Some(inputs) = inputs {
+            self.begin_snapshot(tick, *inputs, digest);
+        }
+        self.pass_on_state(parts);
         let Some(recorder) = &self.decider.recorder else {
             self.decider.decided.store(tick, Ordering::Release);
-            return true;
+            return Ok(true);
         };
-        let mut data = TickData { tick, controls: note.controls, dead, ..TickData::default() };
+        let settled = parts.iter().all(|part| part.settled);
+        let mut data =
+            TickData { tick, controls: note.controls, dead, settled, commit, ..TickData::default() };
         data.decisions = std::mem::take(&mut output.decisions);
         data.actions = std::mem::take(&mut output.actions);
         for part in parts {
@@ -193,11 +257,70 @@ impl Running {
         }
         let recorded = recorder.record(data);
         self.decider.decided.store(tick, Ordering::Release);
-        recorded
+        Ok(recorded)
     }
 
-    /// Actions go to the executor before anything else is done with the tick.
-    fn hand_over(&self, actions: &[Action]) {
+    /// Readers see at once what was known before.
+    fn show_resumed(&mut self) {
+        let Some(resume) = &mut self.decider.resume else { return };
+        let rows = std::mem::take(&mut resume.state.rows);
+        let (tick, view) = (resume.until, &mut self.decider.view);
+        let rows = rows.into_iter().map(|row| (view.info(row.entity).clone(), row)).collect();
+        if let Some(board) = &mut self.decider.board {
+            board.update(&Frame { tick, rows });
+        }
+    }
+
+    /// The ticks that an earlier process made are made: what it left unfinished is settled. What is
+    /// in flight goes to the dispatcher, whose ledger knows what became of it: sent once more only
+    /// if it never was.
+    fn settle_again(&mut self) {
+        let again = std::mem::take(&mut self.again);
+        let Some(stage) = &self.decider.stage else { return };
+        let mut open: Vec<Action> = stage.in_flight().map(|flight| flight.action.clone()).collect();
+        // Alerts are never in flight; the ledger tells those that were sent.
+        open.extend(again);
+        tracing::info!(actions = open.len(), "settling what an earlier process left in flight");
+        self.submit(&open);
+    }
+
+    fn begin_snapshot(&mut self, tick: Tick, inputs: Inputs, digest: [u8; 32]) {
+        let Some(snapshots) = &self.decider.snapshots else { return };
+        let mut engine = EngineState::new(inputs, &self.summary.counters);
+        engine.panes_closed = self.summary.panes_closed;
+        engine.digest = digest;
+        if let Some(board) = &self.decider.board {
+            engine.rows = board.features().copied().collect();
+        }
+        self.exported = 0;
+        snapshots.begin(Moment { tick, stage: self.decider.stage.clone(), engine });
+    }
+
+    /// What the workers export goes to the snapshot thread.
+    fn pass_on_state(&mut self, parts: &mut [Part]) {
+        let Some(snapshots) = &self.decider.snapshots else { return };
+        for part in parts.iter_mut() {
+            snapshots.items(std::mem::take(&mut part.state));
+            self.exported += usize::from(part.state_done);
+        }
+        if self.exported == parts.len() {
+            self.exported = 0;
+            snapshots.complete();
+        }
+    }
+
+    /// Actions go to the executor before anything else is done with the tick, once the journal has
+    /// it. False when it never will.
+    fn hand_over(&self, tick: Tick, actions: &[Action]) -> bool {
+        let (false, Some(_)) = (actions.is_empty(), &self.decider.execution) else { return true };
+        if self.decider.journal.as_ref().is_some_and(|journal| !journal.wait(tick)) {
+            return false;
+        }
+        self.submit(actions);
+        true
+    }
+
+    fn submit(&self, actions: &[Action]) {
         if let Some(execution) = &self.decider.execution {
             for action in actions {
                 if let Some(ended) = execution.dispatcher.submit(action.clone())
@@ -270,6 +393,14 @@ impl Running {
         if let Some(recorder) = &self.decider.recorder {
             counters.history_rows = recorder.progress.rows();
             counters.problems.clear();
+            if self.again_until.is_some() {
+                counters.problems.push(Problem {
+                    code: "recovering",
+                    text: "The journal is being worked through after a restart; pushes are answered \
+                           429 until then."
+                        .to_owned(),
+                });
+            }
             if recorder.progress.stalled() > 0 {
                 counters.problems.push(Problem {
                     code: "history_writer_stalled",

@@ -8,6 +8,8 @@ use omnify_operators::model::Tick;
 use omnify_sinks::history::DeadLetter;
 use omnify_sinks::serve::Watermarks;
 
+use crate::durable::Inputs;
+
 /// The account of one tick at one worker.
 #[derive(Debug, Default)]
 pub struct Note {
@@ -25,6 +27,10 @@ pub struct Note {
     pub arrived: Option<Instant>,
     /// Digest of decisions up to this tick, in a replay of a record.
     pub expected: Option<[u8; 32]>,
+    /// The state of an earlier process entered at this tick, and nothing else.
+    pub restored: bool,
+    /// A snapshot is taken of this tick; what the ingest loop knows as of it.
+    pub snapshot: Option<Box<Inputs>>,
 }
 
 impl Note {
@@ -40,6 +46,8 @@ impl Note {
         };
         self.watermarks = other.watermarks.or(self.watermarks);
         self.expected = other.expected.or(self.expected);
+        self.restored |= other.restored;
+        self.snapshot = other.snapshot.or(self.snapshot.take());
     }
 }
 

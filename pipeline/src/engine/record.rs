@@ -4,6 +4,13 @@
 //! and long ticks do not fill the memory; at the bound the decision thread waits, and with it the whole engine, up
 //! to the sources: nothing is dropped. When the disk refuses, the thread says so, keeps what it
 //! has and tries again; when it was told to stop it gives up after a last try.
+//!
+//! # With a journal
+//! The history is what the journal became on its way through the engine, and is committed only
+//! where a restart can go on exactly: at ticks that the journal holds, and at which no worker had
+//! closed rows still to hand over ([`TickData::settled`]). After a restart the engine makes the last
+//! ticks once more; those that the history holds are left out here, row by row: a closed row
+//! belongs to the tick it carries, whichever tick handed it over.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -17,6 +24,7 @@ use omnify_operators::model::{Event, PaneBatch, RegistryView, Tick};
 use omnify_sinks::history::{DeadLetter, HistoryError, HistoryWriter, Summary};
 
 use crate::clock;
+use crate::durable::Reached;
 
 /// Everything that happened at one tick.
 #[derive(Debug, Default)]
@@ -35,6 +43,10 @@ pub struct TickData {
     pub controls: Vec<Control>,
     /// Refused rows.
     pub dead: Vec<DeadLetter>,
+    /// Whether every row closed up to this tick has been handed over.
+    pub settled: bool,
+    /// Whether the history is to be committed with this tick (which is settled then).
+    pub commit: bool,
 }
 
 impl TickData {
@@ -84,6 +96,8 @@ pub struct Recorder {
     thread: JoinHandle<Result<Summary, HistoryError>>,
     /// What it shows.
     pub progress: Arc<Progress>,
+    /// Up to where the history is committed.
+    pub committed: Arc<Reached>,
 }
 
 /// Ticks that may wait, however few rows they have.
@@ -98,21 +112,34 @@ const REFUSED_MAX: Duration = Duration::from_secs(60);
 
 impl Recorder {
     /// Starts the thread. Up to `rows_max` rows may wait, or one tick of more. Files are closed at
-    /// least every `file_time`, if given.
+    /// least every `file_time`, if given. With a `journal`, nothing is committed that it does not hold.
     pub fn start(
         writer: HistoryWriter,
         view: RegistryView,
         rows_max: usize,
         file_time: Option<Duration>,
+        journal: Option<Arc<Reached>>,
     ) -> std::io::Result<Recorder> {
         let (queue, receiver) = bounded(TICKS_MAX);
         let progress = Arc::new(Progress::default());
-        let shown = progress.clone();
+        let committed = Arc::new(Reached::at(writer.last_tick()));
+        let mut recording = Recording {
+            held: writer.last_tick(),
+            newest: writer.last_tick(),
+            settled: true,
+            writer,
+            view,
+            progress: progress.clone(),
+            journal,
+            committed: committed.clone(),
+        };
         let thread = std::thread::Builder::new().name("history".into()).spawn(move || {
-            let mut recording = Recording { writer, view, progress: shown };
-            recording.run(&receiver, file_time)
+            let result = recording.run(&receiver, file_time);
+            recording.committed.end();
+            result
         })?;
-        Ok(Recorder { queue: Some(queue), rows_max: rows_max as u64, thread, progress })
+        let queue = Some(queue);
+        Ok(Recorder { queue, rows_max: rows_max as u64, thread, progress, committed })
     }
 
     /// Hands over a tick, and waits for room if need be; false when the thread has given up.
@@ -148,6 +175,14 @@ struct Recording {
     writer: HistoryWriter,
     view: RegistryView,
     progress: Arc<Progress>,
+    journal: Option<Arc<Reached>>,
+    committed: Arc<Reached>,
+    /// The history held this tick and everything before it when the thread started.
+    held: Option<Tick>,
+    /// The newest tick written.
+    newest: Option<Tick>,
+    /// Whether that tick was settled.
+    settled: bool,
 }
 
 impl Recording {
@@ -162,30 +197,60 @@ impl Recording {
                 Some(every) => queue.recv_timeout(every),
                 None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
+            let mut commit = false;
             match next {
                 Ok(data) => {
                     let rows = data.rows();
+                    commit = data.commit;
                     self.tick(data)?;
                     *self.progress.lock() -= rows;
                     self.progress.room.notify_all();
                 }
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    return self.persist(HistoryWriter::finish);
-                }
+                Err(RecvTimeoutError::Disconnected) => return self.finish(),
             }
-            if file_time.is_some_and(|every| flushed.elapsed() >= every) {
-                self.persist(HistoryWriter::flush)?;
+            if commit || file_time.is_some_and(|every| flushed.elapsed() >= every) {
+                self.commit()?;
                 flushed = clock::instant();
             }
         }
     }
 
+    /// Without a journal everything is committed; with one, what it cannot make again.
+    fn finish(&mut self) -> Result<Summary, HistoryError> {
+        match self.journal {
+            None => self.persist(HistoryWriter::finish),
+            Some(_) => {
+                self.commit()?;
+                Ok(self.writer.summary())
+            }
+        }
+    }
+
+    /// Commits, where it is allowed to.
+    fn commit(&mut self) -> Result<(), HistoryError> {
+        let Some(newest) = self.newest else { return Ok(()) };
+        if let Some(journal) = &self.journal
+            && !(self.settled && journal.wait(newest))
+        {
+            return Ok(());
+        }
+        self.persist(HistoryWriter::flush)?;
+        self.committed.reach(newest);
+        Ok(())
+    }
+
     fn tick(&mut self, mut data: TickData) -> Result<(), HistoryError> {
+        if Some(data.tick) <= self.held {
+            return Ok(());
+        }
         let (tick, rows) = (data.tick, data.rows());
         let events = self.in_order(std::mem::take(&mut data.events));
         self.persist(|writer| writer.events(tick, &events))?;
-        for batch in &data.panes {
+        for batch in &mut data.panes {
+            if let Some(held) = self.held {
+                leave_out(batch, held);
+            }
             self.persist(|writer| writer.panes(batch))?;
         }
         self.persist(|writer| writer.decisions(&data.decisions))?;
@@ -194,6 +259,7 @@ impl Recording {
         self.persist(|writer| writer.dead_letters(&data.dead))?;
         self.persist(|writer| writer.tick(tick, &data.controls))?;
         self.progress.rows.fetch_add(rows, Ordering::Relaxed);
+        (self.newest, self.settled) = (Some(tick), data.settled);
         Ok(())
     }
 
@@ -246,5 +312,60 @@ impl Recording {
                 }
             }
         }
+    }
+}
+
+/// Removes the rows that belong to a tick up to `held`.
+fn leave_out(batch: &mut PaneBatch, held: Tick) {
+    if batch.rows.iter().all(|row| row.tick > held) {
+        return;
+    }
+    let mut features = std::mem::take(&mut batch.features).into_iter().peekable();
+    let mut kept = PaneBatch::default();
+    for (at, row) in batch.rows.iter().enumerate() {
+        let feature = features.next_if(|(of, _)| *of as usize == at);
+        if row.tick > held {
+            kept.features.extend(feature.map(|(_, feature)| (kept.rows.len() as u32, feature)));
+            kept.rows.push(*row);
+        }
+    }
+    *batch = kept;
+}
+
+#[cfg(test)]
+mod tests {
+    use omnify_operators::model::{
+        Anomaly, EntityId, Estimate, Fatigue, FeatureRow, MAX_WINDOWS, PaneRow, Reach, Stats,
+    };
+
+    use super::*;
+
+    #[test]
+    fn rows_of_ticks_that_are_held_are_left_out_with_their_features() {
+        let row = |tick| PaneRow {
+            entity: EntityId(0),
+            window: 0,
+            window_end: 0,
+            sums: Stats::ZERO,
+            tick,
+        };
+        let feature = |tick| FeatureRow {
+            entity: EntityId(0),
+            tick,
+            windows: [Stats::ZERO; MAX_WINDOWS],
+            ctr: Estimate::default(),
+            cvr: Estimate::default(),
+            reach: Reach::default(),
+            fatigue: Fatigue::default(),
+            anomaly: Anomaly::default(),
+        };
+        let rows = vec![row(5), row(6), row(5), row(7)];
+        let features = vec![(0, feature(50)), (1, feature(60)), (3, feature(70))];
+        let mut batch = PaneBatch { rows, features };
+        leave_out(&mut batch, 4);
+        assert_eq!(batch.rows.len(), 4);
+        leave_out(&mut batch, 5);
+        assert_eq!(batch.rows.iter().map(|row| row.tick).collect::<Vec<_>>(), [6, 7]);
+        assert_eq!(batch.features, [(0, feature(60)), (1, feature(70))]);
     }
 }

@@ -1,16 +1,17 @@
 //! The bounded door of a live engine: sources put batches in, the ingest loop takes them out.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use omnify_decision::control::Control;
 use omnify_operators::model::Tick;
-use omnify_sinks::journal::Position;
+use omnify_sinks::journal::{BatchKey, Position};
 use omnify_sinks::serve::Watermarks;
 
 use crate::decode::Batch;
+use crate::durable::{Positions, Receipt};
 
 /// Batches that may wait, whatever their size.
 const BATCHES_MAX: usize = 1_024;
@@ -30,11 +31,14 @@ pub struct Arrival {
     pub observed: Option<Instant>,
     /// Up to when the source's numbers are complete, if it knows.
     pub watermarks: Option<Watermarks>,
+    /// Where the partitions that were read are to be read on.
+    pub positions: Vec<Position>,
+    /// The sender's name for the rows, if they have one.
+    pub key: Option<BatchKey>,
+    /// Told when the rows are on disk.
+    pub receipt: Option<Receipt>,
     /// Simulated time: nothing before this tick is outstanding, so the clock moves there.
     pub known_until: Option<Tick>,
-    /// Where the source stands behind `batch` and `controls`: what is read after a restart begins
-    /// there.
-    pub positions: Vec<Position>,
 }
 
 /// The sources' end. Clones share the bound.
@@ -45,8 +49,12 @@ pub struct Intake {
 }
 
 struct Shared {
+    /// What was read of each partition so far, whether its tick is closed yet or not.
+    positions: Mutex<Positions>,
     rows: AtomicUsize,
     rows_max: usize,
+    /// What an earlier process left is still being worked through.
+    recovering: AtomicBool,
     closed: AtomicBool,
 }
 
@@ -61,14 +69,17 @@ pub(crate) struct Arrivals {
 pub(crate) fn channel(rows_max: usize) -> (Intake, Arrivals) {
     let (sender, receiver) = bounded(BATCHES_MAX);
     let (rows, closed) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let shared = Arc::new(Shared { rows, rows_max, closed });
+    let (positions, recovering) = (Mutex::default(), AtomicBool::new(false));
+    let shared = Arc::new(Shared { positions, rows, rows_max, recovering, closed });
     (Intake { queue: sender, shared: shared.clone() }, Arrivals { queue: receiver, shared })
 }
 
 impl Intake {
-    /// True while nothing more should be read: the engine is behind.
+    /// True while nothing more should be read: the engine is behind, or not yet where it was.
     pub fn is_full(&self) -> bool {
-        self.queue.is_full() || self.shared.rows.load(Ordering::Acquire) >= self.shared.rows_max
+        self.queue.is_full()
+            || self.shared.recovering.load(Ordering::Acquire)
+            || self.shared.rows.load(Ordering::Acquire) >= self.shared.rows_max
     }
 
     /// True when nothing is taken in any more.
@@ -97,7 +108,25 @@ impl Intake {
         }
         let rows = usize::try_from(arrival.batch.rows).unwrap_or(usize::MAX);
         self.shared.rows.fetch_add(rows, Ordering::AcqRel);
+        if !arrival.positions.is_empty() {
+            self.advance(&arrival.positions);
+        }
         self.queue.send(arrival).is_ok()
+    }
+
+    /// All positions.
+    pub fn positions(&self) -> Positions {
+        self.shared.positions.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes over what was read, by this process or by one before it.
+    pub(super) fn advance(&self, read: &[Position]) {
+        self.shared.positions.lock().unwrap_or_else(PoisonError::into_inner).advance(read);
+    }
+
+    /// Takes nothing in while `recovering`.
+    pub(super) fn recover(&self, recovering: bool) {
+        self.shared.recovering.store(recovering, Ordering::Release);
     }
 
     /// A source broke and nothing more will come of it: takes nothing in any more.

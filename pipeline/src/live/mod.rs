@@ -14,6 +14,9 @@
 //! | `intake` | the bounded door that every source sends its batches through |
 //! | `ingest` | the loop that closes ticks and keeps the account of rows |
 //! | `push` | `POST /v1/events` |
+//! | `batches` | the memory of idempotency keys |
+//! | `overload` | what gives way when the engine cannot keep up |
+//! | `past` | where an earlier process stood, and the history it wrote |
 //! | `bidder` | `POST /v1/bids` |
 //! | `executor` | from the configuration to a dispatcher |
 //! | `access` | listening address, tokens, host names |
@@ -25,25 +28,28 @@
 //! records it: replaying the history gives the same decisions. When a queue is at its bound the
 //! stage before it waits, up to the sources: a push is answered 429, a poller stops polling.
 //!
-//! A push is acknowledged when the ingest queue has taken it. There is no journal on disk yet: what
-//! was acknowledged within `history.file_time` before a crash of the process is lost.
+//! With a state folder, what is acknowledged survives a crash (see [`crate::durable`]); without one
+//! (`omnify demo`, tests) a push is acknowledged when its tick is closed.
 //!
 //! # When the disk is full
-//! The history writer keeps what it has and tries again for a minute; meanwhile its queue fills,
-//! the engine waits, pushes are answered 429 and `/readyz` says so. If there is still no room the
-//! engine stops and the process ends with exit code 4; the history holds whole ticks up to there.
+//! The journal and the history keep what they have and try again for a minute; meanwhile their
+//! queues fill, the engine waits, pushes are answered 429 and `/readyz` says so. If there is still
+//! no room the engine stops and the process ends with exit code 4; what was acknowledged is there.
 
 mod access;
+mod batches;
 mod bidder;
 mod executor;
 mod ingest;
 mod intake;
 pub mod market;
 mod model_file;
+mod overload;
+mod past;
 mod push;
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
@@ -52,9 +58,7 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, bounded};
 use omnify_config::{Checked, ExecutorKind};
 use omnify_decision::control::Control;
-use omnify_decision::stage::Stage;
 use omnify_operators::model::{Registry, RegistryView, Tick};
-use omnify_sinks::history::HistoryWriter;
 use omnify_sinks::serve::{self, AppState, Board, BoardConfig, BuildInfo, Snapshot};
 use omnify_sinks::telemetry;
 use tokio::runtime::Runtime;
@@ -62,14 +66,21 @@ use tokio::sync::{oneshot, watch};
 
 use crate::clock::Clock;
 use crate::decode::Door;
-use crate::engine::feed::LiveQueue;
-use crate::engine::{self, BoxedFeed, Decider, Progress, Recorder, RunSummary, SharedBook, Wakers};
+use crate::durable::{Journal, Snapshots, Surroundings};
+use crate::engine::feed::{LiveQueue, OnEntry, ResumeFeed};
+use crate::engine::{
+    self, BoxedFeed, Decider, Progress, Recorder, Resume, RunSummary, SharedBook, Wakers,
+};
 use crate::setup::{self, Mode};
+
+use self::batches::Batches;
+use self::past::Past;
 
 pub use access::{ListenError, listen};
 pub use intake::{Arrival, Intake};
 #[cfg(test)]
 pub(crate) use intake::{Arrivals, channel};
+pub use past::{START, other_config};
 
 /// Closed ticks that may wait for the workers.
 const QUEUE_TICKS: usize = 8;
@@ -84,6 +95,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Time that tasks of the runtime get to end.
 const RUNTIME_GRACE: Duration = Duration::from_secs(1);
 
+/// How the engine's threads ended: totals, and the failure of a feed if there was one.
+type EngineResult = anyhow::Result<(RunSummary, Option<anyhow::Error>)>;
+
 /// How a live engine is set up.
 pub struct Setup {
     /// Configuration.
@@ -94,12 +108,24 @@ pub struct Setup {
     pub speed: u64,
     /// Where the page and the API are served, if at all.
     pub listener: Option<TcpListener>,
-    /// Folder of the (new) history, if one is written.
-    pub history: Option<PathBuf>,
+    /// Where the history is written, if one is.
+    pub history: Option<HistoryAt>,
+    /// Folder of journal and snapshots; without it nothing survives the process but the history.
+    pub state: Option<PathBuf>,
     /// Folder of the ledger of actions.
     pub ledger: PathBuf,
     /// Control inputs of the first tick.
     pub controls: Vec<Control>,
+}
+
+/// Where a history is written.
+#[derive(Clone, Debug)]
+pub enum HistoryAt {
+    /// A new one in this very folder.
+    Folder(PathBuf),
+    /// Below this folder: the one that the state folder was last written with, if it fits, otherwise
+    /// a new one named by the time.
+    Below(PathBuf),
 }
 
 /// A running live engine.
@@ -114,23 +140,25 @@ pub struct Live {
     ended: watch::Receiver<bool>,
     stop: Sender<()>,
     ingest: JoinHandle<()>,
-    engine: JoinHandle<anyhow::Result<(RunSummary, Option<anyhow::Error>)>>,
+    engine: JoinHandle<EngineResult>,
+    journal: Option<Journal>,
+    history: Option<PathBuf>,
     http: Option<oneshot::Sender<()>>,
     runtime: Runtime,
 }
 
 impl Live {
-    /// Starts the engine. Everything that can be refused is refused here.
+    /// Starts the engine; returns when it stands where an earlier process left it. Everything that
+    /// can be refused is refused here.
     pub fn start(setup: Setup) -> anyhow::Result<Live> {
-        let Setup { config, clock, speed, listener, history, ledger, mut controls } = setup;
+        let Setup { config, clock, speed, listener, history, state, ledger, mut controls } = setup;
         let speed = speed.max(1);
         let registry = setup::registry(&config);
         let view = RegistryView::new(registry.clone());
         let spec = Arc::new(setup::feature_spec(&config, Mode::Live)?);
-        let stage = setup::stage_config(&config).map(Stage::new).transpose()?;
         let tokens = access::tokens(&config)?;
         let metrics = telemetry::install()?;
-        let door = Arc::new(Door::new(registry, setup::limits(&config)));
+        let door = Arc::new(Door::new(registry.clone(), setup::limits(&config)));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("http")
@@ -139,36 +167,57 @@ impl Live {
         if config.guardrails.kill {
             controls.push(Control::Kill { tenant: None });
         }
+        let past = Past::open(&config, state.as_deref(), history, &registry, &spec, &clock)?;
+        let Past { stage, writer, history, journal, snapshots_dir, restore, tail, engine, last } =
+            past;
+        let until = tail.as_ref().map(|tail| tail.last);
         let (inputs, inputs_out) = bounded(QUEUE_CONTROLS);
         let (execution, outcomes) =
             match executor::start(&config, &ledger, &clock, runtime.handle(), &inputs)? {
                 Some((execution, outcomes)) => (Some(execution), outcomes),
                 None => (None, crossbeam_channel::never()),
             };
-        let recorder = match &history {
-            Some(dir) => {
-                let meta = setup::history_meta(&config, &spec, Mode::Live);
-                let options = setup::writer_options(&config);
-                let of = config.clone();
-                let writer = HistoryWriter::create(dir, meta, view.clone(), options)?
-                    .with_currencies(Box::new(move |key| setup::currency_of(&of, key)));
+        let durable = journal.as_ref().map(|journal| journal.durable().clone());
+        let recorder = match writer {
+            Some(writer) => {
                 let file_time = Some(config.history.file_time.duration());
-                let queue = config.engine.queue_history;
-                Some(Recorder::start(writer, view.clone(), queue, file_time)?)
+                let (rows, journal) = (config.engine.queue_history, durable.clone());
+                Some(Recorder::start(writer, view.clone(), rows, file_time, journal)?)
             }
             None => None,
         };
+        let snapshots = match (&journal, snapshots_dir) {
+            (Some(journal), Some(dir)) => Some(Snapshots::start(Surroundings {
+                dir,
+                keep: config.state.snapshots_kept,
+                view: view.clone(),
+                config_toml: config.to_toml(),
+                history: recorder.as_ref().map(|recorder| recorder.committed.clone()),
+                journal: journal.durable().clone(),
+                journal_from: journal.keep_from(),
+            })?),
+            _ => None,
+        };
         let written = recorder.as_ref().map(|recorder| recorder.progress.clone());
         let board = Board::new(board_config(&config, &spec.windows, speed));
-        let snapshots = board.subscribe();
+        let published = board.subscribe();
         let book = SharedBook::new(RwLock::default());
         let (intake, arrivals) = intake::channel(config.engine.queue_events);
+        let batches = Batches::default();
+        batches.restore(engine.inputs.batches.clone());
+        door.resume_sequence(engine.inputs.sequence);
+        intake.advance(&engine.inputs.positions);
+        intake.recover(until.is_some());
 
         let decided = Arc::<AtomicU64>::default();
         let wakers = Wakers::default();
         let workers = setup::workers(&config);
-        let (queue, feeds) = LiveQueue::new(workers, QUEUE_TICKS, wakers.clone());
-        let feeds = feeds.into_iter().map(|feed| Box::new(feed) as BoxedFeed).collect();
+        let (queue, feed, others) = LiveQueue::new(workers, QUEUE_TICKS, wakers.clone());
+        let on_entry = again(intake.clone(), batches.clone(), door.clone());
+        let feed = ResumeFeed::new(restore, tail, on_entry, feed);
+        let others = others.into_iter().map(|feed| Box::new(feed) as BoxedFeed);
+        let feeds = std::iter::once(Box::new(feed) as BoxedFeed).chain(others).collect();
+        let snapshot_busy = snapshots.as_ref().map(Snapshots::busy);
         let decider = Decider {
             stage,
             view: view.clone(),
@@ -179,42 +228,33 @@ impl Live {
             book: book.clone(),
             decided: decided.clone(),
             clock: clock.clone(),
+            journal: durable,
+            snapshots,
+            resume: journal.is_some().then(|| Resume { state: engine, until: last }),
         };
 
         let (address, http) = match listener {
             Some(listener) => {
                 let address = listener.local_addr()?;
                 let lag_clock = clock.clone();
+                let push = push::HttpPush::new(door.clone(), intake.clone(), batches.clone());
                 let state = AppState {
                     metrics: Some(metrics),
-                    ingest: Some(Arc::new(push::HttpPush::new(door.clone(), intake.clone()))),
+                    ingest: Some(Arc::new(push)),
                     bidder: Some(Arc::new(bidder::BookBidder::new(book))),
                     hosts: access::hosts(&address, &tokens),
                     tokens,
                     present: Some(Arc::new(move || lag_clock.now())),
                     limits: limits(&config, speed),
                     build: BuildInfo { boot: Clock::System.now(), ..BuildInfo::default() },
-                    ..AppState::new(snapshots.clone())
+                    ..AppState::new(published.clone())
                 };
                 (Some(address), Some(serve_on(&runtime, listener, state)?))
             }
             None => (None, None),
         };
 
-        model_file::watch(&config, &inputs, intake.clone())?;
         let (stop, stopped) = bounded(1);
-        let ingest = ingest::Ingest {
-            arrivals,
-            outcomes,
-            inputs: inputs_out,
-            stopped,
-            queue,
-            clock,
-            tick_every: config.engine.tick.duration(),
-        };
-        let ingest = std::thread::Builder::new()
-            .name("ingest".into())
-            .spawn(move || ingest.run(controls))?;
         let (ending, ended) = watch::channel(false);
         let queue_frames = config.engine.queue_frames;
         let ended_by_itself = stop.clone();
@@ -225,12 +265,47 @@ impl Live {
             let _ = ended_by_itself.try_send(());
             result
         })?;
+        if let Some(until) = until {
+            tracing::info!(until, "working through the journal");
+            while decided.load(Ordering::Acquire) < until && !*ended.borrow() {
+                std::thread::sleep(SETTLE_EVERY);
+            }
+            intake.recover(false);
+        }
+        model_file::watch(&config, &inputs, intake.clone())?;
+        let durable = journal.as_ref().zip(snapshot_busy).map(|(journal, snapshot_busy)| {
+            ingest::DurableEnds {
+                journal: journal.sender(),
+                snapshot_busy,
+                snapshot_every: config.state.snapshot_every.duration(),
+                stop_within: config.state.stop_within.duration(),
+                positions: intake.positions(),
+                batches,
+                door: door.clone(),
+            }
+        });
+        let ingest = ingest::Ingest {
+            arrivals,
+            outcomes,
+            inputs: inputs_out,
+            stopped,
+            queue,
+            clock,
+            tick_every: config.engine.tick.duration(),
+            decided: decided.clone(),
+            durable,
+            last,
+            level: 0,
+        };
+        let ingest = std::thread::Builder::new()
+            .name("ingest".into())
+            .spawn(move || ingest.run(controls))?;
         telemetry::events::Started { version: env!("CARGO_PKG_VERSION") }.emit();
         Ok(Live {
             intake,
             door,
             controls: inputs,
-            snapshots,
+            snapshots: published,
             address,
             decided,
             written,
@@ -238,6 +313,8 @@ impl Live {
             stop,
             ingest,
             engine,
+            journal,
+            history,
             http,
             runtime,
         })
@@ -271,6 +348,11 @@ impl Live {
     /// Address of the page and the API.
     pub fn address(&self) -> Option<SocketAddr> {
         self.address
+    }
+
+    /// Folder of the history, if one is written.
+    pub fn history(&self) -> Option<&Path> {
+        self.history.as_deref()
     }
 
     /// The runtime of HTTP and executors.
@@ -324,18 +406,32 @@ impl Live {
         }
     }
 
-    /// Stops in order: sources, the last tick, decisions and actions, the history, HTTP.
+    /// Stops in order: sources, the last ticks and the last snapshot, decisions and actions, the
+    /// history, the journal, HTTP.
     pub fn stop(self) -> anyhow::Result<RunSummary> {
         self.intake.close();
         let _ = self.stop.send(());
         let panicked = |what: &str| anyhow::anyhow!("the {what} thread panicked");
         self.ingest.join().map_err(|_| panicked("ingest"))?;
         let result = self.engine.join().map_err(|_| panicked("decision"))?;
+        let journal = self.journal.map_or(Ok(()), Journal::finish);
         drop(self.http);
         self.runtime.shutdown_timeout(RUNTIME_GRACE);
+        // Where the journal failed, everything else followed.
+        journal?;
         let (summary, failure) = result?;
         failure.map_or(Ok(summary), Err)
     }
+}
+
+/// What sources must know of the ticks that are made once more.
+fn again(intake: Intake, batches: Batches, door: Arc<Door>) -> OnEntry {
+    Box::new(move |entry| {
+        intake.advance(&entry.positions);
+        batches.restore(entry.batches.iter().map(|key| (entry.tick, key.clone())).collect());
+        let newest = entry.reports.iter().map(|row| row.version.sequence + 1).max();
+        door.resume_sequence(newest.unwrap_or(0));
+    })
 }
 
 /// Resolves when the process is asked to end.

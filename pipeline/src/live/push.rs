@@ -2,22 +2,29 @@
 //!
 //! # Contract
 //! Room is made sure of before a row is decoded, so a refused body leaves no trace and may be sent
-//! again. An accepted body has been taken by the ingest queue; it is not on disk yet.
+//! again. A body is acknowledged when the tick that took it is on disk. A body under a key that is
+//! remembered is answered as before and not taken again (see [`Batches`]).
+//!
+//! What was begun is finished even when the caller goes away: its key must not stay pending.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use omnify_sinks::journal::BatchKey;
 use omnify_sinks::serve::{Accepted, Ingest, IngestFuture, Push as Body, PushError, PushFormat};
 use serde::de::IgnoredAny;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
+use super::batches::{Batches, Known};
 use super::intake::{Arrival, Intake};
 use crate::clock;
 use crate::decode::{Door, Push};
 
-/// Bodies that may be waiting for the decoder; more are answered 429.
-const BODIES_MAX: usize = 16;
+/// Bodies that may be waiting for the decoder or the disk; more are answered 429.
+const BODIES_MAX: usize = 64;
 /// When a refused sender may try again.
 const RETRY_AFTER_S: u32 = 1;
+/// The name under which keys of operators, who may send for every tenant, are kept.
+const ALL: &str = "*";
 
 /// The push source.
 pub(super) struct HttpPush {
@@ -28,14 +35,21 @@ pub(super) struct HttpPush {
 struct Source {
     decoder: Mutex<Push>,
     intake: Intake,
+    batches: Batches,
+}
+
+/// A key under which a body is being taken.
+struct Pending {
+    tenant: Arc<str>,
+    key: Arc<str>,
 }
 
 impl HttpPush {
     /// A source of rows in the engine's own form.
-    pub(super) fn new(door: Arc<Door>, intake: Intake) -> HttpPush {
+    pub(super) fn new(door: Arc<Door>, intake: Intake, batches: Batches) -> HttpPush {
         let decoder = Mutex::new(Push::native(door, "/v1/events"));
         let places = Arc::new(Semaphore::new(BODIES_MAX));
-        HttpPush { source: Arc::new(Source { decoder, intake }), places }
+        HttpPush { source: Arc::new(Source { decoder, intake, batches }), places }
     }
 }
 
@@ -44,11 +58,11 @@ impl Ingest for HttpPush {
         Box::pin(async move {
             let Ok(place) = self.places.clone().try_acquire_owned() else { return Err(busy()) };
             let source = self.source.clone();
-            let taken = tokio::task::spawn_blocking(move || {
+            let task = tokio::spawn(async move {
                 let _place = place;
-                source.take(&push)
+                source.push(push).await
             });
-            taken.await.unwrap_or_else(|_| Err(PushError::Closed("it is shutting down".into())))
+            task.await.unwrap_or_else(|_| Err(PushError::Closed("it is shutting down".into())))
         })
     }
 }
@@ -58,7 +72,46 @@ const fn busy() -> PushError {
 }
 
 impl Source {
-    fn take(&self, push: &Body) -> Result<Accepted, PushError> {
+    async fn push(self: Arc<Source>, push: Body) -> Result<Accepted, PushError> {
+        let pending = push.key.as_ref().map(|key| Pending {
+            tenant: push.scope.tenant().unwrap_or(ALL).into(),
+            key: key.as_str().into(),
+        });
+        if let Some(Pending { tenant, key }) = &pending {
+            match self.batches.begin(tenant, key) {
+                Known::New => {}
+                // The first sending is on its way to the disk.
+                Known::Pending => return Err(busy()),
+                Known::Taken(answer) => return Ok(answer),
+            }
+        }
+        let (source, batch) = (self.clone(), pending.as_ref().map(Pending::batch));
+        let taken = tokio::task::spawn_blocking(move || source.take(&push, batch));
+        let taken = taken
+            .await
+            .unwrap_or_else(|_| Err(PushError::Closed("the decoder failed on this body".into())));
+        let taken = match taken {
+            Ok((accepted, durable)) => match durable.await {
+                Ok(()) => Ok(accepted),
+                Err(_) => Err(PushError::Unknown("the engine ended".into())),
+            },
+            Err(error) => Err(error),
+        };
+        if let Some(Pending { tenant, key }) = &pending {
+            match &taken {
+                Ok(_) => self.batches.taken(tenant, key),
+                Err(_) => self.batches.abandon(tenant, key),
+            }
+        }
+        taken
+    }
+
+    /// Takes a body; what comes back beside the answer resolves when it is on disk.
+    fn take(
+        &self,
+        push: &Body,
+        key: Option<BatchKey>,
+    ) -> Result<(Accepted, oneshot::Receiver<()>), PushError> {
         let body = match push.format {
             PushFormat::Ndjson => push.body.to_vec(),
             PushFormat::Json => one_document(&push.body)?,
@@ -73,16 +126,36 @@ impl Source {
         }
         let arrived = Some(clock::instant());
         decoder.only_tenant(push.scope.tenant());
+        let before = decoder.rows();
         let batch = decoder.decode(&body, None);
+        if let (true, Some(bad)) = (push.strict, batch.dead.first()) {
+            let reason = format!("{}: {}", bad.reason, bad.detail);
+            return Err(PushError::Malformed { row: bad.row - before, reason });
+        }
         let accepted = Accepted {
             accepted: (batch.events.len() + batch.reports.len()) as u64,
             dead_letters: batch.dead.len() as u64,
             ignored: batch.ignored,
         };
-        match self.intake.put(Arrival { batch, arrived, ..Arrival::default() }) {
-            true => Ok(accepted),
+        let key = key.map(|key| BatchKey {
+            accepted: accepted.accepted,
+            dead_letters: accepted.dead_letters,
+            ignored: accepted.ignored,
+            ..key
+        });
+        let (receipt, durable) = oneshot::channel();
+        let receipt = Some(receipt);
+        match self.intake.put(Arrival { batch, arrived, key, receipt, ..Arrival::default() }) {
+            true => Ok((accepted, durable)),
             false => Err(PushError::Closed("the engine is stopping".into())),
         }
+    }
+}
+
+impl Pending {
+    fn batch(&self) -> BatchKey {
+        let (tenant, key) = (self.tenant.clone(), self.key.clone());
+        BatchKey { tenant, key, accepted: 0, dead_letters: 0, ignored: 0 }
     }
 }
 

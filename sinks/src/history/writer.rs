@@ -393,7 +393,12 @@ impl HistoryWriter {
             return Err(HistoryError::OpenTick);
         }
         self.flush()?;
-        Ok(Summary::of(&self.manifest))
+        Ok(self.summary())
+    }
+
+    /// What the history holds as of the last commit.
+    pub fn summary(&self) -> Summary {
+        Summary::of(&self.manifest)
     }
 
     fn took(&mut self, rows: usize, row_bytes: usize) {

@@ -75,4 +75,10 @@ pub struct StartRecord {
     pub config_blake3: String,
     /// The clock when it started, as a tick.
     pub wall_tick: Tick,
+    /// The resolved configuration: what the ticks behind it must be made under again.
+    #[serde(default)]
+    pub config_toml: String,
+    /// Name of the folder of the history that the ticks behind it went to, if one was written.
+    #[serde(default)]
+    pub history: Option<String>,
 }

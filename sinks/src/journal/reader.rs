@@ -1,6 +1,7 @@
 //! Reads the journal, one frame in memory at a time.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::vec;
 
 use omnify_operators::model::{Registry, Tick};
@@ -39,11 +40,11 @@ impl JournalReader {
     ///
     /// `None` is everything that is there. `Some` is refused when ticks above it may have been
     /// removed: a tail must not have a gap at its start.
-    pub fn ticks<'a>(
+    pub fn ticks(
         &self,
-        registry: &'a Registry,
+        registry: &Arc<Registry>,
         after: Option<Tick>,
-    ) -> Result<Ticks<'a>, JournalError> {
+    ) -> Result<Ticks, JournalError> {
         let needed = after.map_or(0, |after| after.saturating_add(1));
         if let (Some((first, path, _)), Some(previous), Some(_)) =
             (self.segments.first(), self.previous, after)
@@ -56,12 +57,12 @@ impl JournalReader {
     }
 
     /// The ticks above `after` that are there.
-    pub(super) fn above<'a>(&self, registry: &'a Registry, after: Option<Tick>) -> Ticks<'a> {
+    pub(super) fn above(&self, registry: &Arc<Registry>, after: Option<Tick>) -> Ticks {
         let needed = after.map_or(0, |after| after.saturating_add(1));
         let skipped = self.segments.partition_point(|(first, _, _)| *first <= needed);
         let segments = self.segments[skipped.saturating_sub(1)..].to_vec();
         Ticks {
-            registry,
+            registry: registry.clone(),
             after,
             segments: segments.into_iter(),
             current: None,
@@ -74,8 +75,8 @@ impl JournalReader {
 }
 
 /// An iterator over ticks; see [`JournalReader::ticks`]. It ends after the first error.
-pub struct Ticks<'a> {
-    registry: &'a Registry,
+pub struct Ticks {
+    registry: Arc<Registry>,
     after: Option<Tick>,
     segments: vec::IntoIter<(Tick, PathBuf, Option<Link>)>,
     current: Option<(SegmentReader, Names)>,
@@ -85,7 +86,7 @@ pub struct Ticks<'a> {
     ended: bool,
 }
 
-impl Ticks<'_> {
+impl Ticks {
     /// Bytes behind the last tick that a crash left, once the end was reached.
     pub fn torn_bytes(&self) -> u64 {
         self.torn_bytes
@@ -107,7 +108,7 @@ impl Ticks<'_> {
                 return Ok(true);
             }
             Step::Frame { offset, payload } => {
-                (offset, decode::decode(payload, names, self.registry, self.after))
+                (offset, decode::decode(payload, names, &self.registry, self.after))
             }
         };
         let content = content.map_err(|bad| reader.senseless(offset, &bad))?;
@@ -123,7 +124,7 @@ impl Ticks<'_> {
     }
 }
 
-impl Iterator for Ticks<'_> {
+impl Iterator for Ticks {
     type Item = Result<TickEntry, JournalError>;
 
     fn next(&mut self) -> Option<Self::Item> {

@@ -155,6 +155,11 @@ impl Board {
         self.publisher.subscribe()
     }
 
+    /// The newest row of every entity, by dense id.
+    pub fn features(&self) -> impl Iterator<Item = &FeatureRow> {
+        self.rows.iter().map(|row| &row.features)
+    }
+
     /// Takes over the rows of a complete frame.
     pub fn update(&mut self, frame: &Frame) {
         for (info, features) in &frame.rows {

@@ -28,6 +28,11 @@ impl Rows {
         self.0.get(page)?.get(chunk)?.as_ref()?[at].as_ref()
     }
 
+    /// All rows, by id.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Row> {
+        self.0.iter().flat_map(|page| page.iter().flatten()).flat_map(|chunk| chunk.iter().flatten())
+    }
+
     /// The row of `id` for writing; a miss copies nothing.
     pub(super) fn get_mut(&mut self, id: u32) -> Option<&mut Row> {
         self.get(id)?;

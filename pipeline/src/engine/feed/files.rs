@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 
 use jiff::tz::TimeZone;
-use omnify_operators::graph::Graph;
+use omnify_operators::graph::{Graph, Mark};
 use omnify_operators::model::{Event, EventTime, ReportRow, Tick, tick_of_us};
 use omnify_operators::spec::FeatureSpec;
 
@@ -127,7 +127,7 @@ impl FileFeed {
     }
 
     fn send(&self, events: &[Event], reports: Vec<ReportRow>, graph: &mut Graph) {
-        super::send(graph, self.now, events.to_vec(), false);
+        super::send(graph, self.now, events.to_vec(), Mark::default());
         for row in reports {
             graph.reports.send(row);
         }
@@ -167,12 +167,12 @@ impl Feed for FileFeed {
         if self.loose.rows > 0 {
             // Not a single row after these had a time: they enter at the newest tick there is.
             self.now = self.now.max(self.finish.grain_ms);
-            super::send(graph, self.now, Vec::new(), false);
+            super::send(graph, self.now, Vec::new(), Mark::default());
             notes.entry(self.now).or_default().merge(stamped(&mut self.loose, self.now));
         }
         if let Some(last) = self.finish.done(self.newest) {
             let last = last.max(self.now);
-            super::send(graph, last, Vec::new(), true);
+            super::send(graph, last, Vec::new(), Mark { last: true, ..Mark::default() });
             notes.entry(last).or_default();
         }
         graph.advance_to(Tick::MAX);

@@ -56,7 +56,7 @@ fn small() -> JournalOptions {
 
 fn read(
     dir: &Path,
-    registry: &Registry,
+    registry: &Arc<Registry>,
     after: Option<Tick>,
 ) -> Result<Vec<TickEntry>, JournalError> {
     JournalReader::open(dir)?.ticks(registry, after)?.collect()

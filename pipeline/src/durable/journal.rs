@@ -1,0 +1,193 @@
+//! The thread that writes closed ticks to the journal, in groups.
+//!
+//! While the disk syncs, the next ticks gather: one sync for all of them. So the cost of a sync is
+//! shared by whatever came meanwhile, and nobody waits for a timer.
+//!
+//! # Bounds
+//! At most `queue` closed ticks wait; at the bound the ingest loop stops taking from its sources.
+//! When the disk refuses, the thread says so and tries again for a minute; then it gives up, and the
+//! engine with it: nothing that is not on disk is ever acknowledged or acted on.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use omnify_operators::model::Tick;
+use omnify_sinks::journal::{JournalError, JournalWriter, Retention, TickEntry};
+use omnify_sinks::telemetry::events;
+use tokio::sync::oneshot;
+
+use super::Reached;
+use crate::clock::{self, Clock};
+
+/// Told when the rows of an arrival are on disk; dropped untold when they will not be.
+pub type Receipt = oneshot::Sender<()>;
+
+/// A closed tick on its way to the disk.
+pub struct JournalTick {
+    /// What entered.
+    pub entry: TickEntry,
+    /// Who is told.
+    pub receipts: Vec<Receipt>,
+}
+
+/// Ticks of one group at most: bounds the memory of a group and the time until its sync.
+const GROUP_TICKS: usize = 256;
+/// Wait between two tries at a disk that refuses.
+const RETRY: Duration = Duration::from_millis(200);
+/// The thread gives up when the disk has refused for this long.
+const REFUSED_MAX: Duration = Duration::from_secs(60);
+
+/// The handle of the thread.
+pub struct Journal {
+    queue: Option<Sender<JournalTick>>,
+    durable: Arc<Reached>,
+    keep_from: Arc<AtomicU64>,
+    stalled: Arc<AtomicU64>,
+    error: Arc<Mutex<Option<JournalError>>>,
+    thread: JoinHandle<()>,
+}
+
+impl Journal {
+    /// Starts the thread on a journal that stands where `writer` says. `limits` bound what is kept
+    /// beyond [`Journal::keep_from`].
+    pub fn start(
+        writer: JournalWriter,
+        limits: Retention,
+        queue_ticks: usize,
+        clock: Clock,
+    ) -> std::io::Result<Journal> {
+        let (queue, receiver) = bounded(queue_ticks.max(1));
+        let durable = Arc::new(Reached::at(writer.last_tick()));
+        let keep_from = Arc::new(AtomicU64::new(0));
+        let stalled = Arc::new(AtomicU64::new(0));
+        let error = Arc::new(Mutex::new(None));
+        let mut writing = Writing {
+            writer,
+            limits,
+            durable: durable.clone(),
+            keep_from: keep_from.clone(),
+            kept_from: 0,
+            stalled: stalled.clone(),
+            clock,
+        };
+        let failed = error.clone();
+        let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
+            if let Err(error) = writing.run(&receiver) {
+                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
+            writing.durable.end();
+        })?;
+        Ok(Journal { queue: Some(queue), durable, keep_from, stalled, error, thread })
+    }
+
+    /// How far the journal is on disk.
+    pub fn durable(&self) -> &Arc<Reached> {
+        &self.durable
+    }
+
+    /// The end for the ingest loop.
+    pub fn sender(&self) -> Sender<JournalTick> {
+        // Present until `finish`, which consumes the journal.
+        self.queue.clone().unwrap_or_else(|| bounded(0).0)
+    }
+
+    /// Segments entirely before this tick may be deleted; share it with the snapshot thread.
+    pub fn keep_from(&self) -> Arc<AtomicU64> {
+        self.keep_from.clone()
+    }
+
+    /// Tries in a row that the disk has refused; 0 when all is well.
+    pub fn stalled(&self) -> Arc<AtomicU64> {
+        self.stalled.clone()
+    }
+
+    /// Writes what is left. The senders must be gone.
+    pub fn finish(mut self) -> anyhow::Result<()> {
+        self.queue = None;
+        self.thread.join().map_err(|_| anyhow::anyhow!("the journal thread panicked"))?;
+        let error = self.error.lock().unwrap_or_else(PoisonError::into_inner).take();
+        error.map_or(Ok(()), |error| Err(error.into()))
+    }
+}
+
+struct Writing {
+    writer: JournalWriter,
+    limits: Retention,
+    durable: Arc<Reached>,
+    keep_from: Arc<AtomicU64>,
+    kept_from: Tick,
+    stalled: Arc<AtomicU64>,
+    clock: Clock,
+}
+
+impl Writing {
+    fn run(&mut self, queue: &Receiver<JournalTick>) -> Result<(), JournalError> {
+        let mut receipts = Vec::new();
+        while let Ok(first) = queue.recv() {
+            let mut ticks = 0;
+            for JournalTick { entry, receipts: of } in
+                std::iter::once(first).chain(queue.try_iter()).take(GROUP_TICKS)
+            {
+                self.writer.append(&entry)?;
+                receipts.extend(of);
+                ticks += 1;
+            }
+            let started = clock::instant();
+            if let Some(durable) = self.persist()? {
+                self.durable.reach(durable);
+            }
+            for receipt in receipts.drain(..) {
+                // Whoever does not wait any more does not mind.
+                let _ = receipt.send(());
+            }
+            events::JournalCommitted { ticks, took: started.elapsed() }.emit();
+            self.retain();
+        }
+        Ok(())
+    }
+
+    /// Commits, again and again while the disk is full.
+    fn persist(&mut self) -> Result<Option<Tick>, JournalError> {
+        let mut refused: Option<Instant> = None;
+        loop {
+            match self.writer.commit() {
+                Ok(durable) => {
+                    self.stalled.store(0, Ordering::Relaxed);
+                    return Ok(durable);
+                }
+                Err(error) => {
+                    let tries = self.stalled.fetch_add(1, Ordering::Relaxed) + 1;
+                    if tries == 1 || tries.is_multiple_of(50) {
+                        events::JournalFailed { error: &error }.emit();
+                    }
+                    let since = refused.get_or_insert_with(clock::instant);
+                    if since.elapsed() >= REFUSED_MAX {
+                        return Err(error);
+                    }
+                    std::thread::sleep(RETRY);
+                }
+            }
+        }
+    }
+
+    /// Deletes what nobody needs any more, once after each snapshot.
+    fn retain(&mut self) {
+        let keep_from = self.keep_from.load(Ordering::Acquire);
+        if keep_from <= self.kept_from {
+            return;
+        }
+        self.kept_from = keep_from;
+        let limits = Retention { keep_from, ..self.limits };
+        match self.writer.retain(&limits, self.clock.now()) {
+            Ok(removed) if removed.segments.is_empty() => {}
+            Ok(removed) => {
+                tracing::debug!(segments = removed.segments.len(), "journal shortened");
+            }
+            // It is tried again after the next snapshot.
+            Err(error) => tracing::warn!(%error, "old journal segments cannot be deleted"),
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The thread that gathers the state of one tick and commits it as a snapshot.
+//!
+//! The decision thread says what it and the stage knew at the tick ([`Moment`]: clones, so it goes on
+//! at once), then passes on what the workers export over the following ticks. Serialising,
+//! compressing and syncing happen here. The snapshot counts when its manifest is there, and that is
+//! written last: after the history and the journal hold everything up to its tick.
+//!
+//! A snapshot that fails is given up and said; the ones before stay, and so does the journal they
+//! need.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use omnify_decision::stage::Stage;
+use omnify_operators::state::StateItem;
+use omnify_operators::model::{EntityKey, RegistryView, Tick};
+use omnify_sinks::snapshot::{Manifest, SnapshotStore, SnapshotWriter};
+use omnify_sinks::telemetry::events;
+
+use super::{EngineState, Reached};
+use crate::clock;
+
+/// Messages that may wait; at the bound the decision thread waits. An export emits one a tick.
+const QUEUE: usize = 4_096;
+/// Chunks of operators' state are about this large.
+const CHUNK_BYTES: usize = 8 << 20;
+
+/// Names of the chunks.
+pub(super) const REGISTRY: &str = "registry";
+pub(super) const STAGE: &str = "stage";
+pub(super) const ENGINE: &str = "engine";
+pub(super) const OPERATORS: &str = "operators";
+
+/// What is true at the end of a snapshot's tick, apart from the operators' state.
+pub struct Moment {
+    /// The tick.
+    pub tick: Tick,
+    /// The stage, if the engine decides.
+    pub stage: Option<Stage>,
+    /// The rest.
+    pub engine: EngineState,
+}
+
+enum Message {
+    Begin(Box<Moment>),
+    Items(Vec<StateItem>),
+    Complete,
+}
+
+/// What a snapshot depends on.
+pub struct Surroundings {
+    /// Folder of the snapshots.
+    pub dir: PathBuf,
+    /// Snapshots to keep.
+    pub keep: usize,
+    /// Entities: a snapshot names every id.
+    pub view: RegistryView,
+    /// The configuration, as text.
+    pub config_toml: String,
+    /// The history, if one is written.
+    pub history: Option<Arc<Reached>>,
+    /// The journal.
+    pub journal: Arc<Reached>,
+    /// The journal keeps everything from here on.
+    pub journal_from: Arc<AtomicU64>,
+}
+
+/// The handle of the thread.
+pub struct Snapshots {
+    queue: Option<Sender<Message>>,
+    busy: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Snapshots {
+    /// Starts the thread.
+    pub fn start(surroundings: Surroundings) -> anyhow::Result<Snapshots> {
+        let store = SnapshotStore::open(&surroundings.dir)?;
+        let (queue, receiver) = bounded(QUEUE);
+        let busy = Arc::new(AtomicBool::new(false));
+        let done = busy.clone();
+        let thread = std::thread::Builder::new()
+            .name("snapshot".into())
+            .spawn(move || Gathering { store, surroundings, busy: done }.run(&receiver))?;
+        Ok(Snapshots { queue: Some(queue), busy, thread: Some(thread) })
+    }
+
+    /// True from the moment a snapshot is asked for until it is committed or given up.
+    pub fn busy(&self) -> Arc<AtomicBool> {
+        self.busy.clone()
+    }
+
+    /// Begins a snapshot.
+    pub fn begin(&self, moment: Moment) {
+        self.tell(Message::Begin(Box::new(moment)));
+    }
+
+    /// Passes on what a worker exported.
+    pub fn items(&self, items: Vec<StateItem>) {
+        if !items.is_empty() {
+            self.tell(Message::Items(items));
+        }
+    }
+
+    /// All workers have exported everything.
+    pub fn complete(&self) {
+        self.tell(Message::Complete);
+    }
+
+    fn tell(&self, message: Message) {
+        if let Some(queue) = &self.queue {
+            // The thread lives as long as the sender; a panic there is reported at the end.
+            let _ = queue.send(message);
+        }
+    }
+}
+
+impl Drop for Snapshots {
+    /// Waits for a snapshot under way. The history and the journal must have ended or go on.
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the snapshot thread panicked; the snapshots before are good");
+        }
+    }
+}
+
+struct Gathering {
+    store: SnapshotStore,
+    surroundings: Surroundings,
+    busy: Arc<AtomicBool>,
+}
+
+/// A snapshot under way.
+struct Open {
+    tick: Tick,
+    writer: SnapshotWriter,
+    items: Vec<StateItem>,
+    item_bytes: usize,
+    chunks: usize,
+    started: Instant,
+}
+
+impl Gathering {
+    fn run(mut self, queue: &Receiver<Message>) {
+        let mut open: Option<Open> = None;
+        while let Ok(message) = queue.recv() {
+            let result = match message {
+                Message::Begin(moment) => {
+                    let tick = moment.tick;
+                    self.begin(*moment).map(|begun| open = Some(begun)).map_err(|e| (tick, e))
+                }
+                Message::Items(items) => match &mut open {
+                    Some(open) => open.take(items).map_err(|e| (open.tick, e)),
+                    // Given up; what is still exported belongs to nobody.
+                    None => Ok(()),
+                },
+                Message::Complete => match open.take() {
+                    Some(open) => {
+                        let tick = open.tick;
+                        let result = self.commit(open).map_err(|error| (tick, error));
+                        self.busy.store(false, Ordering::Release);
+                        result
+                    }
+                    None => {
+                        self.busy.store(false, Ordering::Release);
+                        Ok(())
+                    }
+                },
+            };
+            if let Err((tick, error)) = result {
+                // Until its export is complete it stays busy: no second one may begin before.
+                open = None;
+                events::SnapshotFailed { tick, error: &format!("{error:#}") }.emit();
+            }
+        }
+    }
+
+    fn begin(&mut self, moment: Moment) -> anyhow::Result<Open> {
+        let started = clock::instant();
+        let mut writer = SnapshotWriter::begin(self.store.root(), moment.tick)?;
+        if let Some(stage) = &moment.stage {
+            writer.chunk(STAGE, &stage.save())?;
+        }
+        writer.chunk(ENGINE, &postcard::to_allocvec(&moment.engine)?)?;
+        let tick = moment.tick;
+        Ok(Open { tick, writer, items: Vec::new(), item_bytes: 0, chunks: 0, started })
+    }
+
+    fn commit(&mut self, mut open: Open) -> anyhow::Result<()> {
+        open.write_items()?;
+        // Every id that the state can name was given out before now.
+        let keys: Vec<EntityKey> =
+            self.surroundings.view.all().iter().map(|info| info.key.clone()).collect();
+        open.writer.chunk(REGISTRY, &postcard::to_allocvec(&keys)?)?;
+        let reached = |of: &Reached, what: &str| {
+            anyhow::ensure!(of.wait(open.tick), "the {what} ended before it held the tick");
+            Ok(())
+        };
+        if let Some(history) = &self.surroundings.history {
+            reached(history, "history")?;
+        }
+        reached(&self.surroundings.journal, "journal")?;
+        let committed = open.writer.commit(Manifest {
+            tick: open.tick,
+            config_toml: self.surroundings.config_toml.clone(),
+            ..Manifest::default()
+        })?;
+        let (bytes, took) = (committed.bytes, open.started.elapsed());
+        events::SnapshotTaken { tick: open.tick, bytes, took }.emit();
+        if let Some(oldest) = self.store.keep(self.surroundings.keep)?.oldest_kept {
+            self.surroundings.journal_from.store(oldest + 1, Ordering::Release);
+        }
+        Ok(())
+    }
+}
+
+impl Open {
+    fn take(&mut self, items: Vec<StateItem>) -> anyhow::Result<()> {
+        self.item_bytes += items.iter().map(|item| item.bytes.len() + 8).sum::<usize>();
+        self.items.extend(items);
+        if self.item_bytes >= CHUNK_BYTES { self.write_items() } else { Ok(()) }
+    }
+
+    fn write_items(&mut self) -> anyhow::Result<()> {
+        if self.items.is_empty() {
+            return Ok(());
+        }
+        let name = format!("{OPERATORS}-{:05}", self.chunks);
+        self.writer.chunk(&name, &postcard::to_allocvec(&self.items)?)?;
+        self.items.clear();
+        (self.item_bytes, self.chunks) = (0, self.chunks + 1);
+        Ok(())
+    }
+}
