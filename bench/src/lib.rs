@@ -1,8 +1,9 @@
-//! Harnesses above the pipeline: workload generator, replay rate, open-loop latency.
+//! Harnesses above the pipeline: workload generator, replay rate, open-loop latency, crashes.
 //!
 //! Every harness has a smoke size that runs in the tests, so that none can rot; the figures
 //! themselves are taken by hand on a release build and written down in `bench/README.md`.
 
+pub mod crash;
 pub mod generate;
 pub mod latency;
 pub mod limit;

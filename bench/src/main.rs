@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use omnify_bench::{generate, latency, replay};
+use omnify_bench::{crash, generate, latency, replay};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -61,6 +61,21 @@ enum Command {
         #[arg(long = "set")]
         sets: Vec<String>,
     },
+    /// Kills the engine at random moments, again and again, and compares with a run without.
+    Crash {
+        /// Kills.
+        #[arg(long, default_value_t = 20)]
+        rounds: u64,
+        /// Seed of the moments.
+        #[arg(long, default_value_t = 7)]
+        seed: u64,
+        /// The program; that beside this one by default.
+        #[arg(long)]
+        omnify: Option<PathBuf>,
+        /// Keeps everything in this new folder.
+        #[arg(long)]
+        keep: Option<PathBuf>,
+    },
     /// Rate of a replay through the engine, beside a plain array program on the same file.
     Replay {
         /// File of the generic layout.
@@ -97,6 +112,17 @@ fn main() -> ExitCode {
         }
         Command::Latency { rate, seconds, creatives, history, state, sets } => {
             latency::run(&latency::Options { rate, seconds, creatives, sets, history, state })
+        }
+        Command::Crash { rounds, seed, omnify, keep } => {
+            let beside = || std::env::current_exe().map(|exe| exe.with_file_name("omnify"));
+            omnify.map_or_else(beside, Ok).map_err(Into::into).and_then(|omnify| {
+                let answer = crash::run(&crash::Options { rounds, seed, omnify, keep })?;
+                anyhow::ensure!(
+                    answer["identical"] == true && answer["actions_twice"] == 0,
+                    "{answer}"
+                );
+                Ok(answer)
+            })
         }
         Command::Replay { input, mapping, workers, sets, out } => replay::check_input(&input)
             .and_then(|()| replay::run(&replay::Options { input, mapping, workers, sets, out })),

@@ -7,7 +7,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Deref;
 
-use crate::schema::{Config, ExecutorKind, Goal, Objective};
+use crate::layers::Layers;
+use crate::schema::{Config, Engine, ExecutorKind, Goal, Objective};
 use crate::units::Span;
 
 /// One thing that is wrong.
@@ -60,9 +61,27 @@ impl Checked {
         }
     }
 
-    /// The configuration as TOML, as `check-config` prints it and a history keeps it.
+    /// The configuration as TOML, as `check-config` prints it.
     pub fn to_toml(&self) -> String {
         toml::to_string(&self.config).unwrap_or_default()
+    }
+
+    /// What features, decisions and actions depend on, as TOML: everything but threads, queues,
+    /// folders, addresses and logs, which stand at their defaults. This is what a history and a
+    /// journal keep; while it stays the same, a run goes on with its history.
+    pub fn outcome_toml(&self) -> String {
+        let usual = Layers::new().build().unwrap_or_default();
+        let mut config = self.config.clone();
+        let (seed, decide_every) = (config.engine.seed, config.engine.decide_every);
+        config.engine = Engine { seed, decide_every, ..usual.engine };
+        config.decision.model_file = usual.decision.model_file;
+        config.history = usual.history;
+        config.state = usual.state;
+        config.http = usual.http;
+        config.telemetry = usual.telemetry;
+        config.learn = usual.learn;
+        config.demo = usual.demo;
+        toml::to_string(&config).unwrap_or_default()
     }
 }
 

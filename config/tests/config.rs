@@ -230,3 +230,19 @@ mapping = "foreign.toml"
     }
     assert!(text.contains("9 problems"), "{text}");
 }
+
+#[test]
+fn what_decides_outcomes_is_told_from_what_does_not() {
+    let outcome = |sets: &[&str]| {
+        let layers = sets.iter().fold(Layers::new(), |layers, set| layers.set(set).unwrap());
+        layers.build().unwrap().validate().unwrap().outcome_toml()
+    };
+    let usual = outcome(&[]);
+    let beside = ["engine.workers=2", "http.listen=0.0.0.0:1", "state.dir=x", "history.dir=y"];
+    assert_eq!(outcome(&beside), usual);
+    for set in ["engine.seed=8", "guardrails.step_max=0.2", "features.reach=false"] {
+        assert_ne!(outcome(&[set]), usual, "{set}");
+    }
+    let again = with(&usual).unwrap().validate().unwrap();
+    assert_eq!(again.outcome_toml(), usual);
+}

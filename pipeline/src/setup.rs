@@ -231,7 +231,7 @@ pub fn history_meta(config: &Checked, spec: &FeatureSpec, mode: Mode) -> History
         windows: spec.windows.clone(),
         levels: spec.levels.clone(),
         versions: versions.map(|(name, version)| (name.to_owned(), version.to_owned())).into(),
-        config_toml: config.to_toml(),
+        config_toml: config.outcome_toml(),
     }
 }
 

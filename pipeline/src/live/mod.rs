@@ -191,7 +191,7 @@ impl Live {
                 dir,
                 keep: config.state.snapshots_kept,
                 view: view.clone(),
-                config_toml: config.to_toml(),
+                config_toml: config.outcome_toml(),
                 history: recorder.as_ref().map(|recorder| recorder.committed.clone()),
                 journal: journal.durable().clone(),
                 journal_from: journal.keep_from(),

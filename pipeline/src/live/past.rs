@@ -83,7 +83,7 @@ impl Past {
         }
         journal.started(StartRecord {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            config_toml: config.to_toml(),
+            config_toml: config.outcome_toml(),
             history: history.as_deref().and_then(name_of),
             wall_tick: clock.now(),
             ..StartRecord::default()
@@ -126,7 +126,7 @@ pub fn other_config(state: &Path, config: &Checked) -> anyhow::Result<Option<Str
     let registry = setup::registry(&Arc::new(config.clone()));
     let recovered = recover(state, &registry, None, journal_options(config))?;
     let before = recovered.tail.and(recovered.started).map(|started| started.config_toml);
-    Ok(before.filter(|before| *before != config.to_toml()))
+    Ok(before.filter(|before| *before != config.outcome_toml()))
 }
 
 fn name_of(folder: &Path) -> Option<String> {

@@ -1,0 +1,157 @@
+//! What must hold after the last round.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, ensure};
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use omnify_decision::control::{Control, Outcome};
+use omnify_operators::model::Registry;
+use omnify_sinks::history::HistoryReader;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use super::engine::Home;
+use super::platform::Calls;
+use super::sender::Sent;
+
+/// The events of the history against those sent.
+pub(super) struct Events {
+    pub(super) sent: u64,
+    pub(super) lost: u64,
+    pub(super) duplicated: u64,
+}
+
+/// Counts each event's number among the costs in the history.
+pub(super) fn events(history: &Path, sent: &Sent) -> anyhow::Result<Events> {
+    let reader = HistoryReader::open(history)?;
+    let mut seen = vec![0_u32; usize::try_from(sent.events)?];
+    for rows in reader.scan_events(Arc::new(Registry::utc()), i64::MIN..i64::MAX) {
+        for (tick, event) in rows? {
+            let number = usize::try_from(event.delta.cost_micros - 1)?;
+            let count = seen.get_mut(number);
+            *count.with_context(|| format!("event {number} at tick {tick} was never sent"))? += 1;
+        }
+    }
+    let lost = seen.iter().filter(|count| **count == 0).count() as u64;
+    let duplicated = seen.iter().filter(|count| **count > 1).count() as u64;
+    Ok(Events { sent: sent.events, lost, duplicated })
+}
+
+/// Replays the history in one go, with one worker and two: the run without a crash. True when it
+/// decides the same and closes the same rows.
+pub(super) fn replayed(home: &Home, history: &Path) -> anyhow::Result<bool> {
+    let mut same = true;
+    let wanted = feature_rows(history)?;
+    ensure!(!wanted.is_empty() || history.exists(), "no rows of features to compare");
+    for workers in ["1", "2"] {
+        let again = home.path(&format!("again-{workers}"));
+        let (from, to) = (text(history)?, text(&again)?);
+        let answer =
+            home.answer(&["replay", from, "--verify", "--workers", workers, "--out", to])?;
+        if answer["identical"] != true {
+            eprintln!("the replay with {workers} workers differs: {answer}");
+            same = false;
+        }
+        let found = feature_rows(&again)?;
+        if found != wanted {
+            let differing = wanted.iter().zip(&found).find(|(a, b)| a != b);
+            let (a, b) = (wanted.len(), found.len());
+            eprintln!("features differ: {a} rows against {b}; first difference {differing:?}");
+            same = false;
+        }
+    }
+    Ok(same)
+}
+
+fn text(path: &Path) -> anyhow::Result<&str> {
+    path.to_str().with_context(|| format!("{} is no text", path.display()))
+}
+
+/// Every row of `features` as text, in order of the text.
+fn feature_rows(history: &Path) -> anyhow::Result<Vec<String>> {
+    let mut files = Vec::new();
+    parquet_files(&history.join("table=features"), &mut files)?;
+    let mut rows = Vec::new();
+    for file in files {
+        // The partition columns are in the path only.
+        let place = text(file.parent().unwrap_or(&file))?;
+        let place = place.rsplit("table=features").next().unwrap_or_default().to_owned();
+        for batch in ParquetRecordBatchReaderBuilder::try_new(File::open(&file)?)?.build()? {
+            let batch = batch?;
+            let options = FormatOptions::default();
+            let columns = batch
+                .columns()
+                .iter()
+                .map(|column| ArrayFormatter::try_new(column, &options))
+                .collect::<Result<Vec<_>, _>>()?;
+            for at in 0..batch.num_rows() {
+                let mut row = place.clone();
+                for column in &columns {
+                    row += &format!(",{}", column.value(at));
+                }
+                rows.push(row);
+            }
+        }
+    }
+    rows.sort_unstable();
+    Ok(rows)
+}
+
+fn parquet_files(dir: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            parquet_files(&path, files)?;
+        } else if path.extension().is_some_and(|extension| extension == "parquet") {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// The platform's calls against the history's outcomes.
+pub(super) struct Actions {
+    pub(super) applied: u64,
+    /// Actions that changed the platform more than once.
+    pub(super) twice: u64,
+    /// Actions that the history calls applied and the platform does not know, or that the platform
+    /// carried out although the history never ended them so.
+    pub(super) wrong: u64,
+}
+
+/// Compares by action id.
+pub(super) fn actions(history: &Path, calls: &Calls) -> anyhow::Result<Actions> {
+    let reader = HistoryReader::open(history)?;
+    let mut ended: HashMap<String, Outcome> = HashMap::new();
+    for tick in reader.ticks() {
+        for control in tick?.controls {
+            if let Control::Acknowledge { action, outcome, .. } = control {
+                ended.insert(action.to_string(), outcome);
+            }
+        }
+    }
+    let twice = calls.values().filter(|count| **count > 1).count() as u64;
+    let mut wrong = 0;
+    for (id, outcome) in &ended {
+        if matches!(outcome, Outcome::Applied { .. }) && !calls.contains_key(id) {
+            eprintln!("action {id} is said to be applied, but the platform was never asked");
+            wrong += 1;
+        }
+    }
+    for id in calls.keys() {
+        // A call whose answer was lost is read back, and then holds already.
+        let known = ended.get(id).is_some_and(|outcome| {
+            matches!(outcome, Outcome::Applied { .. } | Outcome::NoChange | Outcome::Unknown)
+        });
+        if !known {
+            eprintln!("action {id} was carried out, but ended as {:?}", ended.get(id));
+            wrong += 1;
+        }
+    }
+    Ok(Actions { applied: calls.len() as u64, twice, wrong })
+}
