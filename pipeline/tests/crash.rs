@@ -173,8 +173,13 @@ fn what_was_acknowledged_survives_kills_and_counts_once() {
         // What was acknowledged before is there, and is not taken again.
         if sent > 0 {
             home.until_in(&life, 10 * sent as u64);
-            let (status, answer) = home.push(&life, &format!("key-{}", sent - 1), batch(sent - 1)).unwrap();
-            assert_eq!((status, &answer["accepted"]), (StatusCode::ACCEPTED, &json!(10)), "{answer}");
+            let (status, answer) =
+                home.push(&life, &format!("key-{}", sent - 1), batch(sent - 1)).unwrap();
+            assert_eq!(
+                (status, &answer["accepted"]),
+                (StatusCode::ACCEPTED, &json!(10)),
+                "{answer}"
+            );
         }
         for _ in 0..10 + 7 * life_number {
             let (status, answer) = home.push(&life, &format!("key-{sent}"), batch(sent)).unwrap();

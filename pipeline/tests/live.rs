@@ -176,12 +176,16 @@ fn what_is_pushed_is_featured_decided_bid_on_and_replayed() {
 #[test]
 fn a_full_queue_refuses_whole_bodies_and_loses_nothing_it_took() {
     let home = tempfile::tempdir().unwrap();
-    // A tick that never ends: what is taken waits.
-    let live = start(config(&["engine.queue_events=10", "engine.tick=1h"]), home.path());
+    // A long tick: what is taken waits for its end, and so does its sender.
+    let live = start(config(&["engine.queue_events=10", "engine.tick=1s"]), home.path());
     let caller = Caller::new(&live);
+    let answers = std::thread::scope(|scope| {
+        let push = |push: usize| caller.push(impressions("acme", 10, push * 10));
+        let pushes: Vec<_> = (0..10).map(|at| scope.spawn(move || push(at))).collect();
+        pushes.into_iter().map(|push| push.join().unwrap()).collect::<Vec<_>>()
+    });
     let (mut taken, mut refused) = (0, 0);
-    for push in 0..10 {
-        let (status, after, answer) = caller.push(impressions("acme", 10, push * 10));
+    for (status, after, answer) in answers {
         if status == StatusCode::TOO_MANY_REQUESTS {
             assert_eq!(after.as_deref(), Some("1"), "{answer}");
             assert_eq!(answer["error"]["code"], "busy");
@@ -195,6 +199,27 @@ fn a_full_queue_refuses_whole_bodies_and_loses_nothing_it_took() {
     let summary = live.stop().unwrap();
     assert_eq!(summary.counters.featured, taken);
     assert!(summary.counters.conservation().holds);
+}
+
+#[test]
+fn a_strict_body_is_refused_with_its_first_bad_row() {
+    let home = tempfile::tempdir().unwrap();
+    let live = start(config(&[]), home.path());
+    let caller = Caller::new(&live);
+    let body = impressions("acme", 2, 0) + "not json\n" + &impressions("acme", 2, 2);
+    let send = |body: String| {
+        live.runtime().block_on(async {
+            let request = caller.client.post(format!("{}/v1/events?strict=true", caller.base));
+            let request = request.header(CONTENT_TYPE, "application/x-ndjson").body(body);
+            let response = request.send().await.unwrap();
+            (response.status(), response.json::<Value>().await.unwrap())
+        })
+    };
+    let (status, answer) = send(body);
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().starts_with("row 3: "), "{answer}");
+    assert_eq!(send(impressions("acme", 2, 0)).0, StatusCode::ACCEPTED);
+    assert_eq!(live.stop().unwrap().counters.events_in, 2);
 }
 
 #[test]

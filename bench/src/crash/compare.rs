@@ -27,7 +27,7 @@ pub(super) struct Events {
 pub(super) fn events(history: &Path, sent: &Sent) -> anyhow::Result<Events> {
     let reader = HistoryReader::open(history)?;
     let mut seen = vec![0_u32; usize::try_from(sent.events)?];
-    for rows in reader.scan_events(Arc::new(Registry::utc()), i64::MIN..i64::MAX) {
+    for rows in reader.scan_events(Arc::new(Registry::utc()), i64::MIN, i64::MAX) {
         for (tick, event) in rows? {
             let number = usize::try_from(event.delta.cost_micros - 1)?;
             let count = seen.get_mut(number);

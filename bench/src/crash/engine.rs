@@ -30,8 +30,8 @@ horizon = "1m"
 deadband = 0.0
 [guardrails]
 step_max = 0.5
-change_24h_max = 1000.0
-change_7d_max = 1000.0
+change_24h_max = 10.0
+change_7d_max = 10.0
 events_min = 0
 gain_probability_min = 0.001
 cooldown = "50ms"

@@ -33,10 +33,8 @@ pub(super) struct Platform {
 
 impl Platform {
     pub(super) fn start() -> anyhow::Result<Platform> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()?;
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let listener = TcpListener::bind("127.0.0.1:0")?;
         listener.set_nonblocking(true)?;
         let url = format!("http://{}", listener.local_addr()?);
@@ -67,7 +65,8 @@ fn lock(book: &Shared) -> MutexGuard<'_, Book> {
 }
 
 async fn action(State(book): State<Shared>, Json(request): Json<Map<String, Value>>) -> Response {
-    let text = |name: &str| request.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let text =
+        |name: &str| request.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (id, owner, kind) = (text("action_id"), text("owner"), text("setting"));
     let mut setting = request.clone();
     for name in ["action_id", "owner", "before"] {
@@ -93,7 +92,10 @@ async fn action(State(book): State<Shared>, Json(request): Json<Map<String, Valu
 async fn entity(State(book): State<Shared>, Path(key): Path<String>) -> Json<Value> {
     let book = lock(&book);
     let of = |kind: &str, field: &str| {
-        book.settings.get(&(key.clone(), kind.to_owned())).and_then(|value| value.get(field)).cloned()
+        book.settings
+            .get(&(key.clone(), kind.to_owned()))
+            .and_then(|value| value.get(field))
+            .cloned()
     };
     Json(json!({
         "entity": key,

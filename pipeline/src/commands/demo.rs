@@ -108,7 +108,7 @@ pub fn execute(common: &Common, args: &DemoArgs) -> anyhow::Result<Done> {
     }
 
     let player = Player::start(feed, platform.clone(), live.intake().clone(), &config)?;
-    live.wait(args.time);
+    live.wait(args.time, || {});
     let played = player.stop();
     let summary = live.stop()?;
     played?;

@@ -210,7 +210,8 @@ fn record(common: &Common, args: &ReplayArgs, dir: &Path) -> anyhow::Result<Done
         }
     }
     let run = Offline::new(config, Mode::of(reader.meta()), args.out.clone(), args.workers)?;
-    let start = durable::start_of(&dir.join(START), &run.registry, setup::stage_config(&run.config))?;
+    let start =
+        durable::start_of(&dir.join(START), &run.registry, setup::stage_config(&run.config))?;
     let (stage, resume, state) = match start {
         None => (setup::stage_config(&run.config).map(Stage::new).transpose()?, None, None),
         Some(start) => {

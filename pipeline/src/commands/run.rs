@@ -40,14 +40,15 @@ pub fn execute(common: &Common, args: &RunArgs) -> anyhow::Result<Done> {
         catch_up(&config)?;
     }
     let live = Live::start(setup(&config, listener))?;
-    if let Some(address) = live.address() {
-        tracing::info!("the page is at http://{address}/, events go to http://{address}/v1/events");
-    }
     let runtime = live.runtime().handle();
     let positions = Positions::restored(live.intake().positions().list());
     let kafka =
         kafka::start(&config, live.door(), live.intake(), &positions, &Clock::System, runtime)?;
-    live.wait(args.time);
+    live.wait(args.time, || {
+        if let Some(at) = live.address() {
+            tracing::info!("the page is at http://{at}/, events go to http://{at}/v1/events");
+        }
+    });
     drop(kafka);
     let history = live.history().map(Path::to_owned);
     let summary = live.stop()?;
@@ -80,7 +81,8 @@ fn setup(config: &Arc<Checked>, listener: Option<TcpListener>) -> Setup {
 fn catch_up(config: &Arc<Checked>) -> anyhow::Result<()> {
     let Some(toml) = other_config(Path::new(&config.state.dir), config)? else { return Ok(()) };
     tracing::info!("the configuration has changed since the crash; catching up under the old one");
-    let checked = Layers::new().text("the configuration of the journal", &toml)?.build()?.validate()?;
+    let checked =
+        Layers::new().text("the configuration of the journal", &toml)?.build()?.validate()?;
     let old = Arc::new(checked);
     let at = setup(config, None);
     let live = Live::start(Setup { config: old, ..at })?;

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use omnify_decision::stage::{Stage, StageConfig};
-use omnify_operators::state::StateItem;
 use omnify_operators::model::{EntityKey, Registry, RegistryView, Tick};
+use omnify_operators::state::StateItem;
 use omnify_sinks::journal::{JournalOptions, JournalReader, JournalWriter, StartRecord, Ticks};
 use omnify_sinks::snapshot::{Snapshot, SnapshotStore};
 

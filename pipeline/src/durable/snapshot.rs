@@ -16,8 +16,8 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use omnify_decision::stage::Stage;
-use omnify_operators::state::StateItem;
 use omnify_operators::model::{EntityKey, RegistryView, Tick};
+use omnify_operators::state::StateItem;
 use omnify_sinks::snapshot::{Manifest, SnapshotStore, SnapshotWriter};
 use omnify_sinks::telemetry::events;
 

@@ -94,10 +94,7 @@ impl EngineState {
             decisions: by_name(&counters.decisions),
             actions: by_name(&counters.actions),
             outcomes: by_name(&counters.outcomes),
-            watermarks: [
-                counters.watermarks.fresh_until_us,
-                counters.watermarks.settled_until_us,
-            ],
+            watermarks: [counters.watermarks.fresh_until_us, counters.watermarks.settled_until_us],
         };
         EngineState { inputs, totals, ..EngineState::default() }
     }

@@ -247,8 +247,14 @@ impl Running {
             return Ok(true);
         };
         let settled = parts.iter().all(|part| part.settled);
-        let mut data =
-            TickData { tick, controls: note.controls, dead, settled, commit, ..TickData::default() };
+        let mut data = TickData {
+            tick,
+            controls: note.controls,
+            dead,
+            settled,
+            commit,
+            ..TickData::default()
+        };
         data.decisions = std::mem::take(&mut output.decisions);
         data.actions = std::mem::take(&mut output.actions);
         for part in parts {
@@ -396,9 +402,10 @@ impl Running {
             if self.again_until.is_some() {
                 counters.problems.push(Problem {
                     code: "recovering",
-                    text: "The journal is being worked through after a restart; pushes are answered \
+                    text:
+                        "The journal is being worked through after a restart; pushes are answered \
                            429 until then."
-                        .to_owned(),
+                            .to_owned(),
                 });
             }
             if recorder.progress.stalled() > 0 {

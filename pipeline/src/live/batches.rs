@@ -87,7 +87,8 @@ impl Batches {
     pub(super) fn taken(&self, tenant: &Arc<str>, key: &Arc<str>) {
         let mut memory = self.lock();
         // Keys end in the order of their ticks, so the newest entries are looked at first.
-        let found = memory.order.iter().rev().find(|(_, of)| of.tenant == *tenant && of.key == *key);
+        let found =
+            memory.order.iter().rev().find(|(_, of)| of.tenant == *tenant && of.key == *key);
         if let Some((_, key)) = found {
             let answer = Accepted {
                 accepted: key.accepted,

@@ -299,7 +299,10 @@ impl Ingest {
             for receipt in receipts {
                 let _ = receipt.send(());
             }
-            return self.queue.close(TickBatch { tick, mark, events, reports, note }).then_some(tick);
+            return self
+                .queue
+                .close(TickBatch { tick, mark, events, reports, note })
+                .then_some(tick);
         };
         durable.positions.advance(&positions);
         durable.batches.closed(tick, &batches);

@@ -366,10 +366,13 @@ impl Live {
     }
 
     /// Waits until the process is told to stop (ctrl-c or SIGTERM), the engine ended by itself or its
-    /// source failed, or `time` has passed. A second signal ends the process at once, with exit code 130.
-    pub fn wait(&self, time: Option<Duration>) {
+    /// source failed, or `time` has passed; says `ready` when signals are heeded. A second signal ends
+    /// the process at once, with exit code 130.
+    pub fn wait(&self, time: Option<Duration>, ready: impl FnOnce()) {
         let mut ended = self.ended.clone();
         self.runtime.block_on(async {
+            let mut signals = Signals::heed();
+            ready();
             let timer = async {
                 match time {
                     Some(time) => tokio::time::sleep(time).await,
@@ -384,13 +387,13 @@ impl Live {
             tokio::select! {
                 () = timer => {}
                 () = failed => {}
-                () = stop_signal() => tracing::info!("stopping; a second signal ends at once"),
+                () = signals.next() => tracing::info!("stopping; a second signal ends at once"),
                 _ = ended.wait_for(|ended| *ended) => {}
             }
-        });
-        self.runtime.spawn(async {
-            stop_signal().await;
-            std::process::exit(130);
+            tokio::spawn(async move {
+                signals.next().await;
+                std::process::exit(130);
+            });
         });
     }
 
@@ -434,20 +437,49 @@ fn again(intake: Intake, batches: Batches, door: Arc<Door>) -> OnEntry {
     })
 }
 
-/// Resolves when the process is asked to end.
-async fn stop_signal() {
+/// Requests to end the process.
+struct Signals {
     #[cfg(unix)]
-    {
+    terminate: Option<tokio::signal::unix::Signal>,
+    #[cfg(unix)]
+    interrupt: Option<tokio::signal::unix::Signal>,
+}
+
+impl Signals {
+    /// From here on they do not end it by themselves.
+    #[cfg(unix)]
+    fn heed() -> Signals {
         use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
+        let of = |kind| signal(kind).inspect_err(|error| tracing::warn!(%error, "no signals")).ok();
+        Signals { terminate: of(SignalKind::terminate()), interrupt: of(SignalKind::interrupt()) }
+    }
+
+    #[cfg(not(unix))]
+    fn heed() -> Signals {
+        Signals {}
+    }
+
+    /// Resolves at the next one.
+    #[cfg(unix)]
+    async fn next(&mut self) {
+        async fn of(signal: &mut Option<tokio::signal::unix::Signal>) {
+            match signal {
+                Some(signal) => {
+                    signal.recv().await;
+                }
+                None => std::future::pending().await,
             }
-            return;
+        }
+        tokio::select! {
+            () = of(&mut self.terminate) => {}
+            () = of(&mut self.interrupt) => {}
         }
     }
-    let _ = tokio::signal::ctrl_c().await;
+
+    #[cfg(not(unix))]
+    async fn next(&mut self) {
+        let _ = tokio::signal::ctrl_c().await;
+    }
 }
 
 fn serve_on(

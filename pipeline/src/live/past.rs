@@ -12,9 +12,9 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 use omnify_config::Checked;
 use omnify_decision::stage::Stage;
-use omnify_operators::state::StateItem;
 use omnify_operators::model::{Registry, RegistryView, Tick};
 use omnify_operators::spec::FeatureSpec;
+use omnify_operators::state::StateItem;
 use omnify_sinks::history::{HistoryError, HistoryMeta, HistoryWriter, WriterOptions};
 use omnify_sinks::journal::{JournalOptions, Retention, StartRecord};
 use omnify_sinks::snapshot::SnapshotStore;
@@ -151,7 +151,12 @@ impl Histories<'_> {
         let root = match at {
             None => return Ok(None),
             Some(HistoryAt::Folder(folder)) => {
-                let writer = HistoryWriter::create(&folder, self.meta(), self.view.clone(), self.options(past.is_some()))?;
+                let writer = HistoryWriter::create(
+                    &folder,
+                    self.meta(),
+                    self.view.clone(),
+                    self.options(past.is_some()),
+                )?;
                 return Ok(Some((self.with_currencies(writer), folder)));
             }
             Some(HistoryAt::Below(root)) => root,

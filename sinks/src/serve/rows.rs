@@ -30,7 +30,10 @@ impl Rows {
 
     /// All rows, by id.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Row> {
-        self.0.iter().flat_map(|page| page.iter().flatten()).flat_map(|chunk| chunk.iter().flatten())
+        self.0
+            .iter()
+            .flat_map(|page| page.iter().flatten())
+            .flat_map(|chunk| chunk.iter().flatten())
     }
 
     /// The row of `id` for writing; a miss copies nothing.
