@@ -230,7 +230,7 @@ impl Live {
             clock: clock.clone(),
             journal: durable,
             snapshots,
-            resume: journal.is_some().then(|| Resume { state: engine, until: last }),
+            resume: journal.is_some().then_some(Resume { state: engine, until: last }),
         };
 
         let (address, http) = match listener {
