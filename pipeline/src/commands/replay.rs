@@ -17,7 +17,7 @@ use crate::clock::{self, Clock};
 use crate::decode::{Door, Mapping};
 use crate::durable;
 use crate::engine::feed::{FileFeed, Finish, Idle, RecordFeed};
-use crate::engine::{self, BoxedFeed, Decider, Recorder, Resume, RunSummary, Wakers};
+use crate::engine::{self, BoxedFeed, Decider, Recorder, Resume, RunSummary, Wakers, Watches};
 use crate::live::START;
 use crate::progress::{self, Bar};
 use crate::setup::{self, Mode};
@@ -124,6 +124,8 @@ impl Offline {
             clock: Clock::manual(0),
             journal: None,
             snapshots: None,
+            outputs: None,
+            watches: Watches::default(),
             resume,
         };
         let queue = self.config.engine.queue_frames;

@@ -14,7 +14,7 @@ use super::{Done, totals, totals_text};
 use crate::cli::Common;
 use crate::clock::Clock;
 use crate::durable::LEDGER;
-use crate::kafka::{self, Positions};
+use crate::kafka;
 use crate::live::{HistoryAt, Live, Setup, listen, other_config};
 
 /// Options of `run`.
@@ -41,9 +41,12 @@ pub fn execute(common: &Common, args: &RunArgs) -> anyhow::Result<Done> {
     }
     let live = Live::start(setup(&config, listener))?;
     let runtime = live.runtime().handle();
-    let positions = Positions::restored(live.intake().positions().list());
+    let positions = live.positions();
     let kafka =
-        kafka::start(&config, live.door(), live.intake(), &positions, &Clock::System, runtime)?;
+        kafka::start(&config, live.door(), live.intake(), positions, &Clock::System, runtime)?;
+    if let Some(kafka) = &kafka {
+        live.watch(kafka.problems());
+    }
     live.wait(args.time, || {
         if let Some(at) = live.address() {
             tracing::info!("the page is at http://{at}/, events go to http://{at}/v1/events");

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use omnify_operators::model::Tick;
-use omnify_sinks::journal::{JournalError, JournalWriter, Retention, TickEntry};
+use omnify_sinks::journal::{JournalError, JournalWriter, Position, Retention, TickEntry};
 use omnify_sinks::telemetry::events;
 use tokio::sync::oneshot;
 
@@ -32,6 +32,9 @@ pub struct JournalTick {
     /// Who is told.
     pub receipts: Vec<Receipt>,
 }
+
+/// Told of every tick that is on disk, with where its sources are to be read on.
+pub type OnDurable = Box<dyn FnMut(Tick, &[Position]) + Send>;
 
 /// Ticks of one group at most: bounds the memory of a group and the time until its sync.
 const GROUP_TICKS: usize = 256;
@@ -58,6 +61,7 @@ impl Journal {
         limits: Retention,
         queue_ticks: usize,
         clock: Clock,
+        told: OnDurable,
     ) -> std::io::Result<Journal> {
         let (queue, receiver) = bounded(queue_ticks.max(1));
         let durable = Arc::new(Reached::at(writer.last_tick()));
@@ -72,6 +76,7 @@ impl Journal {
             kept_from: 0,
             stalled: stalled.clone(),
             clock,
+            told,
         };
         let failed = error.clone();
         let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
@@ -121,23 +126,27 @@ struct Writing {
     kept_from: Tick,
     stalled: Arc<AtomicU64>,
     clock: Clock,
+    told: OnDurable,
 }
 
 impl Writing {
     fn run(&mut self, queue: &Receiver<JournalTick>) -> Result<(), JournalError> {
-        let mut receipts = Vec::new();
+        let (mut receipts, mut positions) = (Vec::new(), Vec::new());
         while let Ok(first) = queue.recv() {
             let mut ticks = 0;
             for JournalTick { entry, receipts: of } in
                 std::iter::once(first).chain(queue.try_iter()).take(GROUP_TICKS)
             {
                 self.writer.append(&entry)?;
+                positions.extend(entry.positions);
                 receipts.extend(of);
                 ticks += 1;
             }
             let started = clock::instant();
             if let Some(durable) = self.persist()? {
                 self.durable.reach(durable);
+                (self.told)(durable, &positions);
+                positions.clear();
             }
             for receipt in receipts.drain(..) {
                 // Whoever does not wait any more does not mind.

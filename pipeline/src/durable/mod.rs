@@ -30,7 +30,7 @@ mod recover;
 mod snapshot;
 mod state;
 
-pub use journal::{Journal, JournalTick, Receipt};
+pub use journal::{Journal, JournalTick, OnDurable, Receipt};
 pub use reached::Reached;
 pub use recover::{JOURNAL, LEDGER, Recovered, SNAPSHOTS, Start, Tail, recover, start_of};
 pub use snapshot::{Moment, Snapshots, Surroundings};

@@ -5,12 +5,21 @@ use std::sync::Arc;
 
 use omnify_operators::model::{FeatureRow, Tick};
 use omnify_sinks::journal::{BatchKey, Position};
+use omnify_sinks::kafka::SelectorState;
 use omnify_sinks::serve::{Counters, Watermarks};
 use serde::{Deserialize, Serialize};
 
 /// Where each partition of each source is to be read on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Positions(BTreeMap<(Arc<str>, i32), i64>);
+
+impl From<Vec<Position>> for Positions {
+    fn from(list: Vec<Position>) -> Positions {
+        let mut positions = Positions::default();
+        positions.advance(&list);
+        positions
+    }
+}
 
 impl Positions {
     /// The next offset to read; `None` where nothing was read yet.
@@ -59,6 +68,8 @@ pub struct EngineState {
     pub digest: [u8; 32],
     /// Rows that readers see.
     pub rows: Vec<FeatureRow>,
+    /// Alerts that were told to Kafka.
+    pub alerts: SelectorState,
     totals: Totals,
 }
 

@@ -1,7 +1,7 @@
 //! The decision thread: complete ticks of all workers in, frames to the stage, everything out.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -24,9 +24,16 @@ use super::note::{Completed, Note};
 use super::record::{Recorder, TickData};
 use crate::clock::{self, Clock};
 use crate::durable::{EngineState, Inputs, Moment, Reached, Snapshots};
+use crate::kafka::{Outputs, output_problems};
 
 /// The bid book that `POST /v1/bids` answers from.
 pub type SharedBook = Arc<RwLock<Arc<BidBook>>>;
+
+/// Says what an operator should look at now.
+pub type Watch = Arc<dyn Fn() -> Vec<Problem> + Send + Sync>;
+
+/// Watches of parts that started after the engine.
+pub type Watches = Arc<Mutex<Vec<Watch>>>;
 
 /// Who carries actions out.
 pub struct Execution {
@@ -60,6 +67,10 @@ pub struct Decider {
     pub journal: Option<Arc<Reached>>,
     /// Takes snapshots.
     pub snapshots: Option<Snapshots>,
+    /// Features and alerts for Kafka.
+    pub outputs: Option<Outputs>,
+    /// What else is watched.
+    pub watches: Watches,
     /// Where an earlier process stood.
     pub resume: Option<Resume>,
 }
@@ -118,6 +129,8 @@ struct TelemetryBatch {
 }
 
 const TELEMETRY_TICKS: u64 = 20;
+/// Time that the last outputs get at the end.
+const OUTPUTS_GRACE: Duration = Duration::from_secs(5);
 
 impl Decider {
     /// Works until the workers end.
@@ -211,6 +224,16 @@ impl Running {
             }
         }
         let dead = self.account(tick, parts, &note, &output);
+        if let Some(outputs) = &mut self.decider.outputs {
+            outputs.tick(&frame, &self.summary.counters);
+            if self.decider.journal.is_none() {
+                outputs.sender.durable(tick);
+            }
+        }
+        let due = self.decider.board.as_ref().is_some_and(|board| board.due(tick));
+        if due {
+            self.summary.counters.problems = problems(&self.decider, self.again_until);
+        }
         if let Some(board) = &mut self.decider.board {
             board.update(&frame);
             output.decisions.iter().for_each(|decision| board.decision(decision));
@@ -228,7 +251,7 @@ impl Running {
                     _ => {}
                 }
             }
-            if board.due(tick) {
+            if due {
                 board.publish(tick, self.summary.counters.clone());
             }
         }
@@ -269,6 +292,10 @@ impl Running {
     /// Readers see at once what was known before.
     fn show_resumed(&mut self) {
         let Some(resume) = &mut self.decider.resume else { return };
+        if let Some(outputs) = &mut self.decider.outputs {
+            outputs.load(std::mem::take(&mut resume.state.alerts));
+            outputs.sender.durable(resume.until);
+        }
         let rows = std::mem::take(&mut resume.state.rows);
         let (tick, view) = (resume.until, &mut self.decider.view);
         let rows = rows.into_iter().map(|row| (view.info(row.entity).clone(), row)).collect();
@@ -297,6 +324,9 @@ impl Running {
         engine.digest = digest;
         if let Some(board) = &self.decider.board {
             engine.rows = board.features().copied().collect();
+        }
+        if let Some(outputs) = &self.decider.outputs {
+            engine.alerts = outputs.save();
         }
         self.exported = 0;
         snapshots.begin(Moment { tick, stage: self.decider.stage.clone(), engine });
@@ -398,24 +428,6 @@ impl Running {
         }
         if let Some(recorder) = &self.decider.recorder {
             counters.history_rows = recorder.progress.rows();
-            counters.problems.clear();
-            if self.again_until.is_some() {
-                counters.problems.push(Problem {
-                    code: "recovering",
-                    text:
-                        "The journal is being worked through after a restart; pushes are answered \
-                           429 until then."
-                            .to_owned(),
-                });
-            }
-            if recorder.progress.stalled() > 0 {
-                counters.problems.push(Problem {
-                    code: "history_writer_stalled",
-                    text: "The history cannot be written; see the log. Events are taken in until \
-                           the queue is full, then pushes are answered 429."
-                        .to_owned(),
-                });
-            }
         }
         invariant::check(Invariant::Conservation, counters.conservation().holds, || {
             format!("tick {tick}: {:?}", counters.conservation())
@@ -490,11 +502,41 @@ impl Running {
         if let Some(execution) = self.decider.execution.take() {
             execution.dispatcher.stop(Duration::from_secs(5));
         }
+        if let Some(outputs) = self.decider.outputs.take()
+            && !outputs.finish(OUTPUTS_GRACE)
+        {
+            tracing::warn!("Kafka did not take everything; it is sent after the next start");
+        }
         self.summary.decision_latency_ms = latency_ms(&self.decided_us);
         self.summary.digest = self.digest.to_string();
         self.summary.history = self.decider.recorder.take().map(Recorder::finish).transpose()?;
         Ok(self.summary)
     }
+}
+
+/// What an operator should look at now.
+fn problems(decider: &Decider, recovering: Option<Tick>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut tell = |code, text: &str| problems.push(Problem { code, text: text.to_owned() });
+    if recovering.is_some() {
+        tell(
+            "recovering",
+            "The journal is being worked through after a restart; pushes are answered 429.",
+        );
+    }
+    if decider.recorder.as_ref().is_some_and(|recorder| recorder.progress.stalled() > 0) {
+        tell(
+            "history_writer_stalled",
+            "The history cannot be written; see the log. Events are taken in until the queue is \
+             full, then pushes are answered 429.",
+        );
+    }
+    if let Some(outputs) = &decider.outputs {
+        problems.extend(output_problems(&outputs.sender.status()));
+    }
+    let watches = decider.watches.lock().unwrap_or_else(PoisonError::into_inner);
+    problems.extend(watches.iter().flat_map(|watch| watch()));
+    problems
 }
 
 fn growth<'a>(

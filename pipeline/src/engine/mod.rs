@@ -23,7 +23,7 @@ use std::sync::Arc;
 use omnify_operators::model::RegistryView;
 use omnify_operators::spec::FeatureSpec;
 
-pub use decide::{Decider, Execution, Resume, RunSummary, SharedBook, latency_ms};
+pub use decide::{Decider, Execution, Resume, RunSummary, SharedBook, Watch, Watches, latency_ms};
 pub use note::{Note, Notes};
 pub use record::{Progress, Recorder};
 pub use wake::Wakers;

@@ -1,7 +1,7 @@
 //! The bounded door of a live engine: sources put batches in, the ingest loop takes them out.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -11,7 +11,7 @@ use omnify_sinks::journal::{BatchKey, Position};
 use omnify_sinks::serve::Watermarks;
 
 use crate::decode::Batch;
-use crate::durable::{Positions, Receipt};
+use crate::durable::Receipt;
 
 /// Batches that may wait, whatever their size.
 const BATCHES_MAX: usize = 1_024;
@@ -49,8 +49,6 @@ pub struct Intake {
 }
 
 struct Shared {
-    /// What was read of each partition so far, whether its tick is closed yet or not.
-    positions: Mutex<Positions>,
     rows: AtomicUsize,
     rows_max: usize,
     /// What an earlier process left is still being worked through.
@@ -69,8 +67,8 @@ pub(crate) struct Arrivals {
 pub(crate) fn channel(rows_max: usize) -> (Intake, Arrivals) {
     let (sender, receiver) = bounded(BATCHES_MAX);
     let (rows, closed) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let (positions, recovering) = (Mutex::default(), AtomicBool::new(false));
-    let shared = Arc::new(Shared { positions, rows, rows_max, recovering, closed });
+    let recovering = AtomicBool::new(false);
+    let shared = Arc::new(Shared { rows, rows_max, recovering, closed });
     (Intake { queue: sender, shared: shared.clone() }, Arrivals { queue: receiver, shared })
 }
 
@@ -108,20 +106,7 @@ impl Intake {
         }
         let rows = usize::try_from(arrival.batch.rows).unwrap_or(usize::MAX);
         self.shared.rows.fetch_add(rows, Ordering::AcqRel);
-        if !arrival.positions.is_empty() {
-            self.advance(&arrival.positions);
-        }
         self.queue.send(arrival).is_ok()
-    }
-
-    /// All positions.
-    pub fn positions(&self) -> Positions {
-        self.shared.positions.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Takes over what was read, by this process or by one before it.
-    pub(super) fn advance(&self, read: &[Position]) {
-        self.shared.positions.lock().unwrap_or_else(PoisonError::into_inner).advance(read);
     }
 
     /// Takes nothing in while `recovering`.

@@ -51,7 +51,7 @@ mod push;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -66,11 +66,13 @@ use tokio::sync::{oneshot, watch};
 
 use crate::clock::Clock;
 use crate::decode::Door;
-use crate::durable::{Journal, Snapshots, Surroundings};
+use crate::durable::{self, Journal, OnDurable, Snapshots, Surroundings};
 use crate::engine::feed::{LiveQueue, OnEntry, ResumeFeed};
 use crate::engine::{
-    self, BoxedFeed, Decider, Progress, Recorder, Resume, RunSummary, SharedBook, Wakers,
+    self, BoxedFeed, Decider, Progress, Recorder, Resume, RunSummary, SharedBook, Wakers, Watch,
+    Watches,
 };
+use crate::kafka::{Outputs, Positions};
 use crate::setup::{self, Mode};
 
 use self::batches::Batches;
@@ -143,6 +145,8 @@ pub struct Live {
     engine: JoinHandle<EngineResult>,
     journal: Option<Journal>,
     history: Option<PathBuf>,
+    positions: Positions,
+    watches: Watches,
     http: Option<oneshot::Sender<()>>,
     runtime: Runtime,
 }
@@ -167,7 +171,9 @@ impl Live {
         if config.guardrails.kill {
             controls.push(Control::Kill { tenant: None });
         }
-        let past = Past::open(&config, state.as_deref(), history, &registry, &spec, &clock)?;
+        let (positions, outputs) = (Positions::default(), Outputs::start(&config, &spec.windows)?);
+        let told = told(positions.clone(), outputs.as_ref());
+        let past = Past::open(&config, state.as_deref(), history, &registry, &spec, &clock, told)?;
         let Past { stage, writer, history, journal, snapshots_dir, restore, tail, engine, last } =
             past;
         let until = tail.as_ref().map(|tail| tail.last);
@@ -206,14 +212,15 @@ impl Live {
         let batches = Batches::default();
         batches.restore(engine.inputs.batches.clone());
         door.resume_sequence(engine.inputs.sequence);
-        intake.advance(&engine.inputs.positions);
+        engine.inputs.positions.iter().for_each(|position| positions.durable(position));
         intake.recover(until.is_some());
 
         let decided = Arc::<AtomicU64>::default();
+        let watches = Watches::default();
         let wakers = Wakers::default();
         let workers = setup::workers(&config);
         let (queue, feed, others) = LiveQueue::new(workers, QUEUE_TICKS, wakers.clone());
-        let on_entry = again(intake.clone(), batches.clone(), door.clone());
+        let on_entry = again(positions.clone(), batches.clone(), door.clone());
         let feed = ResumeFeed::new(restore, tail, on_entry, feed);
         let others = others.into_iter().map(|feed| Box::new(feed) as BoxedFeed);
         let feeds = std::iter::once(Box::new(feed) as BoxedFeed).chain(others).collect();
@@ -230,6 +237,8 @@ impl Live {
             clock: clock.clone(),
             journal: durable,
             snapshots,
+            outputs,
+            watches: watches.clone(),
             resume: journal.is_some().then_some(Resume { state: engine, until: last }),
         };
 
@@ -279,7 +288,7 @@ impl Live {
                 snapshot_busy,
                 snapshot_every: config.state.snapshot_every.duration(),
                 stop_within: config.state.stop_within.duration(),
-                positions: intake.positions(),
+                positions: durable::Positions::from(positions.all()),
                 batches,
                 door: door.clone(),
             }
@@ -315,6 +324,8 @@ impl Live {
             engine,
             journal,
             history,
+            positions,
+            watches,
             http,
             runtime,
         })
@@ -348,6 +359,16 @@ impl Live {
     /// Address of the page and the API.
     pub fn address(&self) -> Option<SocketAddr> {
         self.address
+    }
+
+    /// Where the partitions of sources are to be read on.
+    pub fn positions(&self) -> &Positions {
+        &self.positions
+    }
+
+    /// Takes a watch whose problems are shown as the engine's own.
+    pub fn watch(&self, watch: Watch) {
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner).push(watch);
     }
 
     /// Folder of the history, if one is written.
@@ -427,10 +448,21 @@ impl Live {
     }
 }
 
+/// Hears what becomes durable: the sources, and what is sent only then.
+fn told(positions: Positions, outputs: Option<&Outputs>) -> OnDurable {
+    let sender = outputs.map(|outputs| outputs.sender.clone());
+    Box::new(move |tick, read| {
+        read.iter().for_each(|position| positions.durable(position));
+        if let Some(sender) = &sender {
+            sender.durable(tick);
+        }
+    })
+}
+
 /// What sources must know of the ticks that are made once more.
-fn again(intake: Intake, batches: Batches, door: Arc<Door>) -> OnEntry {
+fn again(positions: Positions, batches: Batches, door: Arc<Door>) -> OnEntry {
     Box::new(move |entry| {
-        intake.advance(&entry.positions);
+        entry.positions.iter().for_each(|position| positions.durable(position));
         batches.restore(entry.batches.iter().map(|key| (entry.tick, key.clone())).collect());
         let newest = entry.reports.iter().map(|row| row.version.sequence + 1).max();
         door.resume_sequence(newest.unwrap_or(0));

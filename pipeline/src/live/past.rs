@@ -22,7 +22,9 @@ use omnify_sinks::snapshot::SnapshotStore;
 use super::HistoryAt;
 use crate::clock::Clock;
 use crate::commands::output_error;
-use crate::durable::{EngineState, JOURNAL, Journal, Recovered, SNAPSHOTS, Tail, recover};
+use crate::durable::{
+    EngineState, JOURNAL, Journal, OnDurable, Recovered, SNAPSHOTS, Tail, recover,
+};
 use crate::setup::{self, Mode};
 
 /// Folder, in a history, of the snapshot that it begins with.
@@ -44,7 +46,7 @@ pub(super) struct Past {
 }
 
 impl Past {
-    /// Opens both. Without a state folder the engine is new.
+    /// Opens both. Without a state folder the engine is new. `told` hears what becomes durable.
     pub(super) fn open(
         config: &Arc<Checked>,
         state: Option<&Path>,
@@ -52,6 +54,7 @@ impl Past {
         registry: &Arc<Registry>,
         spec: &FeatureSpec,
         clock: &Clock,
+        told: OnDurable,
     ) -> anyhow::Result<Past> {
         let stage = setup::stage_config(config);
         let view = RegistryView::new(registry.clone());
@@ -99,7 +102,7 @@ impl Past {
             stage,
             writer,
             history,
-            journal: Some(Journal::start(journal, limits, queue, clock.clone())?),
+            journal: Some(Journal::start(journal, limits, queue, clock.clone(), told)?),
             snapshots_dir: Some(dir.join(SNAPSHOTS)),
             restore: snapshot.map(|tick| (tick, items)),
             tail,
