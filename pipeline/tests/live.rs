@@ -294,6 +294,7 @@ fn the_process_ends_in_order_when_told_to() {
     let child = Command::new(OMNIFY)
         .args(["run", "--json", "--set", "http.listen=127.0.0.1:0", "--set"])
         .arg(format!("history.dir={}", history.display()))
+        .args(["--set", &format!("state.dir={}", home.path().join("state").display())])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -327,7 +328,11 @@ fn what_cannot_start_says_why() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = format!("http.listen={}", taken.local_addr().unwrap());
     let dir = format!("history.dir={}", home.path().join("h").display());
-    let output = run(&["run", "--for", "1s", "--set", &listen, "--set", &dir]);
+    let state = format!("state.dir={}", home.path().join("s").display());
+    let run_with = |sets: [&str; 2]| {
+        run(&["run", "--for", "1s", "--set", sets[0], "--set", sets[1], "--set", &state])
+    };
+    let output = run_with([&listen, &dir]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(5), "{said}");
     assert!(said.contains("http.listen") && said.contains("in use"), "{said}");
@@ -335,7 +340,7 @@ fn what_cannot_start_says_why() {
     let blocked = home.path().join("file");
     std::fs::write(&blocked, "").unwrap();
     let dir = format!("history.dir={}", blocked.join("h").display());
-    let output = run(&["run", "--for", "1s", "--set", "http.listen=127.0.0.1:0", "--set", &dir]);
+    let output = run_with(["http.listen=127.0.0.1:0", &dir]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(4), "{said}");
     assert!(said.contains("history.dir"), "{said}");
@@ -343,7 +348,7 @@ fn what_cannot_start_says_why() {
     let output = run(&["run", "--for", "soon"]);
     assert_eq!(output.status.code(), Some(2));
     let tokens = format!("http.tokens_file={}", home.path().join("none").display());
-    let output = run(&["run", "--for", "1s", "--set", "http.listen=127.0.0.1:0", "--set", &tokens]);
+    let output = run_with(["http.listen=127.0.0.1:0", &tokens]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("http.tokens_file"), "{said}");

@@ -16,7 +16,7 @@ use omnify_sinks::journal::{JournalOptions, JournalReader, JournalWriter, StartR
 use omnify_sinks::snapshot::{Snapshot, SnapshotStore};
 
 use super::EngineState;
-use super::snapshot::{ENGINE, OPERATORS, REGISTRY, STAGE};
+use super::snapshot::{ENGINE, OPERATORS, REGISTRY, STAGE, VERSION};
 
 /// Folder of the journal below the state folder.
 pub const JOURNAL: &str = "journal";
@@ -119,6 +119,13 @@ fn load(
     registry: &Arc<Registry>,
     stage: Option<StageConfig>,
 ) -> anyhow::Result<Start> {
+    let version = snapshot.manifest().version;
+    anyhow::ensure!(
+        version == VERSION,
+        "it was written by another version of the engine (state version {version}, here {VERSION}): \
+         start that version once more with this state and stop it in order, or move the snapshots \
+         away, so that the whole journal is worked through again as far as it reaches back",
+    );
     let keys: Vec<EntityKey> = postcard::from_bytes(&snapshot.chunk(REGISTRY)?)?;
     for (at, key) in keys.iter().enumerate() {
         let id = registry.intern(key);

@@ -29,6 +29,9 @@ const QUEUE: usize = 4_096;
 /// Chunks of operators' state are about this large.
 const CHUNK_BYTES: usize = 8 << 20;
 
+/// Version of what the chunks mean; one higher with every change of a type that they hold.
+pub(super) const VERSION: u32 = 1;
+
 /// Names of the chunks.
 pub(super) const REGISTRY: &str = "registry";
 pub(super) const STAGE: &str = "stage";
@@ -208,6 +211,7 @@ impl Gathering {
         }
         reached(&self.surroundings.journal, "journal")?;
         let committed = open.writer.commit(Manifest {
+            version: VERSION,
             tick: open.tick,
             config_toml: self.surroundings.config_toml.clone(),
             ..Manifest::default()
