@@ -7,13 +7,14 @@ use std::sync::Arc;
 use clap::{Args, Parser, Subcommand};
 use omnify_config::{Checked, Layers, LogFormat};
 
-use crate::commands::{self, Done, demo, history, learn, replay, run};
+use crate::commands::{self, Done, demo, history, journal, learn, replay, run};
 
 /// OmniFy: a stream-processing, real-time decision engine for advertising.
 ///
-/// Exit codes: 0 done; 1 something differs (replay --verify, history verify); 2 wrong arguments or
-/// configuration; 3 an input cannot be read; 4 an output cannot be written (a full disk
-/// included); 5 anything else, a port in use (http.listen) included; 130 stopped by a second signal.
+/// Exit codes: 0 done; 1 something differs or is damaged (replay --verify, history verify, journal
+/// inspect); 2 wrong arguments or configuration; 3 an input cannot be read; 4 an output cannot be
+/// written (a full disk included); 5 anything else, a port in use (http.listen) included; 130
+/// stopped by a second signal.
 #[derive(Parser)]
 #[command(name = "omnify", version, max_term_width = 100)]
 pub struct Cli {
@@ -52,9 +53,12 @@ enum Command {
     Learn(learn::LearnArgs),
     /// Checks the configuration and prints it in full.
     CheckConfig,
-    /// Lists or verifies a history.
+    /// Lists, verifies, compacts or exports a history.
     #[command(subcommand)]
     History(history::HistoryCommand),
+    /// Looks into a journal.
+    #[command(subcommand)]
+    Journal(journal::JournalCommand),
 }
 
 impl Common {
@@ -103,12 +107,13 @@ impl Cli {
             Command::Learn(args) => learn::execute(&common, &args),
             Command::CheckConfig => check_config(&common),
             Command::History(command) => history::execute(&common, &command),
+            Command::Journal(command) => journal::execute(&common, &command),
         };
         match result {
             Ok(Done { answer, text, code }) => {
                 if common.json {
                     println!("{answer}");
-                } else {
+                } else if !text.is_empty() {
                     println!("{}", text.trim_end());
                 }
                 ExitCode::from(code)

@@ -2,6 +2,7 @@
 
 pub mod demo;
 pub mod history;
+pub mod journal;
 pub mod learn;
 pub mod replay;
 pub mod run;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use omnify_config::{ConfigError, Problems};
 use omnify_sinks::action::LedgerError;
 use omnify_sinks::history::HistoryError;
+use omnify_sinks::journal::JournalError;
 
 use crate::decode::MappingError;
 use crate::engine::RunSummary;
@@ -38,6 +40,11 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     }
     if is(|e| e.is::<OutputError>() || e.is::<LedgerError>()) {
         return 4;
+    }
+    match error.downcast_ref::<JournalError>() {
+        Some(JournalError::Damaged { .. } | JournalError::Missing { .. }) => return 1,
+        Some(_) => return 4,
+        None => {}
     }
     match error.downcast_ref::<HistoryError>() {
         Some(HistoryError::Difference(_)) => 1,

@@ -9,11 +9,12 @@ use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use omnify_operators::model::{EntityId, EntityKey, RegistryView, Tick};
 
+use super::catalog::Catalog;
 use super::entities::Facts;
 use super::events::pack_currency;
 use super::manifest::Part;
-use super::part::{Disk, PartWriter};
-use super::table::{date_text, part_name, partition_path};
+use super::part::PartWriter;
+use super::table::{date_text, partition_path};
 use super::writer::{CurrencyOf, WriterOptions};
 use super::{HistoryError, HistoryMeta, Table};
 
@@ -44,16 +45,13 @@ pub(crate) struct Pending {
 
 /// What buffers share.
 pub(crate) struct Context {
-    pub(crate) root: PathBuf,
-    pub(crate) meta: HistoryMeta,
+    pub(crate) catalog: Catalog,
+    pub(crate) meta: Arc<HistoryMeta>,
     pub(crate) options: WriterOptions,
-    pub(crate) disk: Box<dyn Disk>,
     pub(crate) view: RegistryView,
     pub(crate) currency_of: Box<CurrencyOf>,
     facts: Vec<Facts>,
     pub(crate) pending: Vec<Pending>,
-    /// How often a range was used, by path without number: the next number.
-    names: HashMap<String, u32>,
     pub(crate) buffered_bytes: usize,
     /// A buffer has reached the rows of a part.
     pub(crate) full: bool,
@@ -61,32 +59,22 @@ pub(crate) struct Context {
 
 impl Context {
     pub(crate) fn new(
-        root: PathBuf,
+        catalog: Catalog,
         meta: HistoryMeta,
         options: WriterOptions,
-        disk: Box<dyn Disk>,
         view: RegistryView,
     ) -> Context {
         Context {
-            root,
-            meta,
+            catalog,
+            meta: Arc::new(meta),
             options,
-            disk,
             view,
             currency_of: Box::new(|_| None),
             facts: Vec::new(),
             pending: Vec::new(),
-            names: HashMap::new(),
             buffered_bytes: 0,
             full: false,
         }
-    }
-
-    /// Marks the name of an existing part as used.
-    pub(crate) fn reserve(&mut self, part: &Part) {
-        let folder = part.file.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let plain = format!("{folder}/{}", part_name(part.first_tick, part.last_tick, 0));
-        *self.names.entry(plain).or_default() += 1;
     }
 
     /// The facts of an entity.
@@ -123,23 +111,20 @@ impl Context {
     ) -> Result<(), HistoryError> {
         let (first_tick, last_tick) = buffer.ticks();
         let folder = partition_path(B::TABLE, tenant, day);
-        let plain = format!("{folder}/{}", part_name(first_tick, last_tick, 0));
-        let number = self.names.get(&plain).copied().unwrap_or(0);
-        let name = part_name(first_tick, last_tick, number);
-        let path = self.root.join(&folder);
+        let name = self.catalog.name(&folder, first_tick, last_tick);
+        let path = self.catalog.root.join(&folder);
         fs::create_dir_all(&path).map_err(HistoryError::io("create", &path))?;
         let temporary = path.join(format!(".{name}.tmp"));
         let schema = B::schema(self);
-        let disk = std::mem::replace(&mut self.disk, Box::new(super::part::FileSystem));
+        let disk = self.catalog.disk.clone();
         let written = PartWriter::create(&*disk, &temporary, B::TABLE, schema, &self.options)
             .and_then(|mut out| {
                 buffer.write(self, &mut out)?;
                 out.finish()
             });
-        self.disk = disk;
         let written = written.inspect_err(|_| {
             // Best effort: an opening of the history cleans up what this leaves.
-            let _ = fs::remove_file(&temporary);
+            let _ = disk.remove(&temporary);
         })?;
         let part = Part {
             file: format!("{folder}/{name}"),
@@ -153,7 +138,7 @@ impl Context {
             bytes: written.bytes,
             blake3: written.blake3,
         };
-        *self.names.entry(plain).or_default() += 1;
+        self.catalog.took_name(&folder, first_tick, last_tick);
         self.pending.push(Pending { temporary, renamed: false, part });
         Ok(())
     }

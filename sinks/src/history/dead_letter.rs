@@ -8,7 +8,7 @@ use omnify_operators::model::Tick;
 
 use super::buffer::{Buffer, Context, batch};
 use super::entities::{text_field, texts};
-use super::part::PartWriter;
+use super::part::{LETTER_BATCH_ROWS, PartWriter};
 use super::{HistoryError, Table};
 
 /// Most original bytes kept of one dead letter; [`DeadLetter::length`] records the true length.
@@ -127,8 +127,7 @@ impl Buffer for LetterBuffer {
 
     fn write(&self, _: &mut Context, out: &mut PartWriter<'_>) -> Result<(), HistoryError> {
         let schema = schema();
-        // Small batches: one letter may hold a mebibyte.
-        for rows in self.rows.chunks(64) {
+        for rows in self.rows.chunks(LETTER_BATCH_ROWS) {
             let number = |value: &dyn Fn(&DeadLetter) -> u64| -> ArrayRef {
                 Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| value(row) as i64)))
             };

@@ -45,6 +45,24 @@ pub enum HistoryError {
         /// The folder.
         path: PathBuf,
     },
+    /// The folder of an export holds something.
+    #[error("history: `{}` is not empty; name a new folder", path.display())]
+    NotEmpty {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Another process writes it.
+    #[error("history: `{}` is being written by another process; stop it first, or name another folder", path.display())]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A part went away because a merge replaced it.
+    #[error("history: `{}` was merged into a larger part while it was being read; start again: the rows are all there", path.display())]
+    Replaced {
+        /// The part.
+        path: PathBuf,
+    },
     /// The history was written with another configuration, so that one replay could not reproduce it.
     #[error("history: `{}` was written with another {what}; restore it, or start a new history folder", path.display())]
     OtherRun {

@@ -1,13 +1,19 @@
-//! What a crash leaves behind, and its removal at the next opening.
+//! What a crash or a merge leaves behind, and its removal at the next opening.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::part::Disk;
+use super::table::REPLACED;
 use super::{HistoryError, Manifest};
 
-/// Removes parts that a crash left outside the manifest, and temporary files.
-pub(crate) fn remove_leftovers(root: &Path, manifest: &Manifest) -> Result<(), HistoryError> {
+/// Removes parts outside the manifest, which a crash left or a merge replaced, and temporary files.
+pub(crate) fn remove_leftovers(
+    disk: &dyn Disk,
+    root: &Path,
+    manifest: &Manifest,
+) -> Result<(), HistoryError> {
     let listed: BTreeSet<PathBuf> =
         manifest.parts.iter().map(|part| root.join(&part.file)).collect();
     let mut folders: Vec<PathBuf> = Vec::new();
@@ -15,7 +21,7 @@ pub(crate) fn remove_leftovers(root: &Path, manifest: &Manifest) -> Result<(), H
         if entry.is_dir() && name_of(&entry).starts_with("table=") {
             folders.push(entry);
         } else if name_of(&entry).ends_with(".tmp") {
-            fs::remove_file(&entry).map_err(HistoryError::io("remove", &entry))?;
+            disk.remove(&entry).map_err(HistoryError::io("remove", &entry))?;
         }
     }
     while let Some(folder) = folders.pop() {
@@ -23,9 +29,10 @@ pub(crate) fn remove_leftovers(root: &Path, manifest: &Manifest) -> Result<(), H
             if entry.is_dir() {
                 folders.push(entry);
             } else if name_of(&entry).ends_with(".parquet.tmp")
+                || name_of(&entry).ends_with(REPLACED)
                 || (name_of(&entry).ends_with(".parquet") && !listed.contains(&entry))
             {
-                fs::remove_file(&entry).map_err(HistoryError::io("remove", &entry))?;
+                disk.remove(&entry).map_err(HistoryError::io("remove", &entry))?;
             }
         }
     }

@@ -3,7 +3,10 @@
 //! The manifest is the authority: it is replaced as a whole (temporary name, fsync, rename), always
 //! describes a complete prefix of the run (every row of every table up to [`Manifest::last_tick`]),
 //! and a part that it lists never changes. Its `seal` is the BLAKE3 hash of everything else in it.
+//! Parts may be replaced by one that has their rows (see `compact`); from then on [`Merges`] tells
+//! what the list of parts no longer can.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -40,6 +43,34 @@ pub struct Part {
     pub blake3: String,
 }
 
+impl Part {
+    /// The folder, relative to the root.
+    pub(crate) fn folder(&self) -> &str {
+        self.file.rsplit_once('/').map_or("", |(folder, _)| folder)
+    }
+
+    /// The partition: what may be merged lies in one.
+    pub(crate) fn partition(&self) -> (Table, Option<&str>, &str) {
+        (self.table, self.tenant.as_deref(), &self.date)
+    }
+}
+
+/// What must be kept once parts were merged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Merges {
+    /// Above every number that a file name of this history has or had.
+    pub next_number: u32,
+    /// Rows ever committed, by table: no merge may change them.
+    pub rows: BTreeMap<Table, u64>,
+}
+
+/// Rows by table.
+pub(crate) fn totals(parts: &[Part]) -> BTreeMap<Table, u64> {
+    let mut rows = BTreeMap::new();
+    parts.iter().for_each(|part| *rows.entry(part.table).or_default() += part.rows);
+    rows
+}
+
 /// The list of parts with what holds for all of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -53,7 +84,11 @@ pub struct Manifest {
     pub run_blake3: String,
     /// BLAKE3 of `config.toml`, in hex.
     pub config_blake3: String,
+    /// Present once parts were merged.
+    #[serde(default)]
+    pub merges: Option<Merges>,
     /// The parts in the order in which they were written: ascending in tick within a partition.
+    /// A merged part has the place of the first that it replaced.
     pub parts: Vec<Part>,
 }
 
@@ -68,13 +103,17 @@ impl Manifest {
     /// Its bytes: one line for each part.
     fn lines(&self) -> Result<String, serde_json::Error> {
         let mut text = format!(
-            "\"schema_version\": {},\n\"last_tick\": {},\n\"digest\": {},\n\"run_blake3\": {},\n\"config_blake3\": {},\n\"parts\": [",
+            "\"schema_version\": {},\n\"last_tick\": {},\n\"digest\": {},\n\"run_blake3\": {},\n\"config_blake3\": {},\n",
             self.schema_version,
             serde_json::to_string(&self.last_tick)?,
             serde_json::to_string(&self.digest)?,
             serde_json::to_string(&self.run_blake3)?,
             serde_json::to_string(&self.config_blake3)?,
         );
+        if let Some(merges) = &self.merges {
+            text.push_str(&format!("\"merges\": {},\n", serde_json::to_string(merges)?));
+        }
+        text.push_str("\"parts\": [");
         for (at, part) in self.parts.iter().enumerate() {
             text.push_str(if at == 0 { "\n" } else { ",\n" });
             text.push_str(&serde_json::to_string(part)?);

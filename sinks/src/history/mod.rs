@@ -17,6 +17,8 @@
 
 mod actions;
 mod buffer;
+mod catalog;
+mod compact;
 mod dead_letter;
 mod decisions;
 mod entities;
@@ -36,13 +38,15 @@ mod tests;
 mod ticks;
 mod writer;
 
+pub use compact::{BackgroundMerge, Compacted, Compaction, MergeJob, MergeStep, Merged, compact};
 pub use dead_letter::{DEAD_LETTER_BYTES_MAX, DeadLetter};
 pub use error::{Difference, HistoryError};
-pub use manifest::{Manifest, Part};
+pub use manifest::{Manifest, Merges, Part};
 pub use meta::HistoryMeta;
 pub use omnify_decision::digest::DecisionDigest;
 pub use read::{
-    DecisionRecord, Decisions, EventScan, HistoryReader, Progress, Replay, Ticks, Verification,
+    DecisionRecord, Decisions, EventScan, ExportFormat, ExportOptions, Exported, HistoryReader,
+    Progress, Replay, Ticks, Verification,
 };
 pub use summary::{Summary, TableSummary};
 pub use table::{NO_TENANT, SCHEMA_VERSION, Table};

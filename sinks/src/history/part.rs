@@ -21,6 +21,19 @@ use super::{HistoryError, SCHEMA_VERSION, Table};
 
 /// Rows handed to the encoder at once.
 pub(crate) const BATCH_ROWS: usize = 16 * 1024;
+/// The same for dead letters: one may hold a mebibyte.
+pub(crate) const LETTER_BATCH_ROWS: usize = 64;
+/// Encoded bytes after which a row group ends early: what is being encoded is in memory.
+const ROW_GROUP_BYTES_MAX: usize = 128 << 20;
+
+/// Rows handed to the encoder at once for a table; pages end between such batches, so all writers
+/// of a table use the same.
+pub(crate) const fn batch_rows(table: Table) -> usize {
+    match table {
+        Table::DeadLetters => LETTER_BATCH_ROWS,
+        _ => BATCH_ROWS,
+    }
+}
 
 /// A file being written.
 pub(crate) trait Output: Write + Send {
@@ -34,10 +47,23 @@ impl Output for File {
     }
 }
 
-/// Where parts are created; a test puts a full disk here.
-pub(crate) trait Disk: Send {
+/// What changes a history on the disk goes through here; a test puts a full or dying disk in its
+/// place.
+pub(crate) trait Disk: Send + Sync {
     /// Creates or truncates `path`.
     fn create(&self, path: &Path) -> io::Result<Box<dyn Output>>;
+    /// Renames a file, replacing the one that has the name.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+    /// Removes a file.
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+    /// Makes the entries of a folder durable.
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        File::open(folder)?.sync_all()
+    }
 }
 
 /// The file system.
@@ -170,6 +196,7 @@ fn properties(table: Table, options: &WriterOptions) -> WriterProperties {
         .set_compression(Compression::ZSTD(level))
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_max_row_group_row_count(Some(options.row_group_rows.max(1)))
+        .set_max_row_group_bytes(Some(ROW_GROUP_BYTES_MAX))
         .set_data_page_row_count_limit(BATCH_ROWS)
         .set_write_batch_size(4 * 1024)
         .set_key_value_metadata(Some(
@@ -202,30 +229,35 @@ fn properties(table: Table, options: &WriterOptions) -> WriterProperties {
         .build()
 }
 
-/// Makes the entries of `folder` durable.
-pub(crate) fn sync_folder(folder: &Path) -> Result<(), HistoryError> {
-    File::open(folder)
-        .and_then(|file| file.sync_all())
-        .map_err(HistoryError::io("make durable", folder))
-}
-
 /// Replaces `path` as a whole: a reader sees the old or the new content, never a mixture.
-pub(crate) fn replace_file(path: &Path, bytes: &[u8], durable: bool) -> Result<(), HistoryError> {
+pub(crate) fn replace_file(
+    disk: &dyn Disk,
+    path: &Path,
+    bytes: &[u8],
+    durable: bool,
+) -> Result<(), HistoryError> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".tmp");
     let temporary = path.with_file_name(name);
-    let written = File::create(&temporary)
+    let written = disk
+        .create(&temporary)
         .and_then(|mut file| {
             file.write_all(bytes)?;
-            if durable { file.sync_all() } else { Ok(()) }
+            file.flush()?;
+            if durable { file.sync() } else { Ok(()) }
         })
-        .and_then(|()| fs::rename(&temporary, path));
+        .and_then(|()| disk.rename(&temporary, path));
     if written.is_err() {
         // Best effort: the next opening cleans up what this leaves.
-        let _ = fs::remove_file(&temporary);
+        let _ = disk.remove(&temporary);
     }
     written.map_err(HistoryError::io("write", path))?;
-    if durable { path.parent().map_or(Ok(()), sync_folder) } else { Ok(()) }
+    match path.parent() {
+        Some(folder) if durable => {
+            disk.sync_folder(folder).map_err(HistoryError::io("make durable", folder))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Numbers in the order in which their keys were first asked for.

@@ -1,6 +1,7 @@
 //! The tables of the history and where their rows live.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 use omnify_operators::model::{DAY_US, EventTime, Tick, us_of_tick};
 use serde::{Deserialize, Serialize};
@@ -100,8 +101,13 @@ pub(crate) fn path_segment(tenant: &str) -> String {
 
 /// The folder of a partition, relative to the root. `None` is [`NO_TENANT`].
 pub(crate) fn partition_path(table: Table, tenant: Option<&str>, day: i64) -> String {
+    partition_folder(table, tenant, &date_text(day))
+}
+
+/// The same for a date as text.
+pub(crate) fn partition_folder(table: Table, tenant: Option<&str>, date: &str) -> String {
     let tenant = tenant.map_or_else(|| NO_TENANT.to_owned(), path_segment);
-    format!("table={table}/tenant={tenant}/date={}", date_text(day))
+    format!("table={table}/tenant={tenant}/date={date}")
 }
 
 /// The name of a part; `number` tells apart parts of equal range.
@@ -111,6 +117,15 @@ pub(crate) fn part_name(first: Tick, last: Tick, number: u32) -> String {
         n => format!("part-{first:013}-{last:013}-{n}.parquet"),
     }
 }
+
+/// Where a part is kept after a merge replaced it: patterns over the folder do not find it there.
+pub(crate) fn replaced_path(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}{REPLACED}"))
+}
+
+/// Ending of such names.
+pub(crate) const REPLACED: &str = ".replaced";
 
 #[cfg(test)]
 mod tests {

@@ -13,7 +13,7 @@
 //! files, byte for byte.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use omnify_decision::action::{Action, Decision};
@@ -24,14 +24,15 @@ use omnify_operators::model::{
 
 use super::actions::{ActionBuffer, OutcomeBuffer, SMALL_ROW_BYTES, outcome_entity};
 use super::buffer::{AnyStore, Context, Store};
+use super::catalog::{Catalog, lock, write_manifest};
+use super::compact::{MergeJob, Merged};
 use super::dead_letter::{LetterBuffer, letter_bytes};
 use super::decisions::{DECISION_BYTES, DecisionBuffer};
 use super::events::{EVENT_BYTES, EventBuffer};
 use super::features::{EXTRA_BYTES, FEATURE_BYTES, FeatureBuffer};
-use super::leftovers::remove_leftovers;
 use super::manifest::{MANIFEST_FILE, Manifest};
 use super::meta::{CONFIG_FILE, RUN_FILE};
-use super::part::{Disk, FileSystem, replace_file, sync_folder};
+use super::part::{Disk, FileSystem, replace_file};
 use super::summary::Summary;
 use super::table::{day_of_tick, day_of_us};
 use super::ticks::{TICK_BYTES, TickBuffer};
@@ -113,7 +114,6 @@ struct Open {
 pub struct HistoryWriter {
     context: Context,
     stores: Stores,
-    manifest: Manifest,
     last_tick: Option<Tick>,
     open: Open,
     digest: DecisionDigest,
@@ -143,7 +143,7 @@ impl HistoryWriter {
         view: RegistryView,
         options: WriterOptions,
     ) -> Result<HistoryWriter, HistoryError> {
-        HistoryWriter::open_on(root.into(), meta, view, options, Box::new(FileSystem))
+        HistoryWriter::open_on(root.into(), meta, view, options, Arc::new(FileSystem))
     }
 
     pub(crate) fn open_on(
@@ -151,9 +151,10 @@ impl HistoryWriter {
         meta: HistoryMeta,
         view: RegistryView,
         options: WriterOptions,
-        disk: Box<dyn Disk>,
+        disk: Arc<dyn Disk>,
     ) -> Result<HistoryWriter, HistoryError> {
         fs::create_dir_all(&root).map_err(HistoryError::io("create", &root))?;
+        let lock = lock(&root)?;
         let describe = |e: serde_json::Error| HistoryError::Description {
             path: root.join(RUN_FILE),
             what: format!("cannot be written: {e}"),
@@ -177,8 +178,9 @@ impl HistoryWriter {
                 manifest
             }
             None => {
-                replace_file(&root.join(RUN_FILE), &run, options.durable)?;
+                replace_file(&*disk, &root.join(RUN_FILE), &run, options.durable)?;
                 replace_file(
+                    &*disk,
                     &root.join(CONFIG_FILE),
                     meta.config_toml.as_bytes(),
                     options.durable,
@@ -189,25 +191,24 @@ impl HistoryWriter {
                     digest: hex(&[0; 32]),
                     run_blake3: blake3::hash(&run).to_hex().to_string(),
                     config_blake3: blake3::hash(meta.config_toml.as_bytes()).to_hex().to_string(),
+                    merges: None,
                     parts: Vec::new(),
                 };
-                write_manifest(&root, &manifest, options.durable)?;
+                write_manifest(&*disk, &root, &manifest, options.durable)?;
                 manifest
             }
         };
-        remove_leftovers(&root, &manifest)?;
         let chain = unhex(&manifest.digest).ok_or_else(|| HistoryError::Description {
             path: root.join(MANIFEST_FILE),
             what: "has a digest that is not 64 hex digits; restore it from a copy".to_owned(),
         })?;
         let digest = DecisionDigest::resume(meta.windows.len(), chain);
-        let mut context = Context::new(root, meta, options, disk, view);
-        manifest.parts.iter().for_each(|part| context.reserve(part));
+        let last_tick = manifest.last_tick;
+        let catalog = Catalog::new(root, manifest, disk, options.durable, lock)?;
         Ok(HistoryWriter {
-            context,
+            context: Context::new(catalog, meta, options, view),
             stores: Stores::default(),
-            last_tick: manifest.last_tick,
-            manifest,
+            last_tick,
             open: Open::default(),
             digest,
             rows_since_commit: 0,
@@ -398,7 +399,7 @@ impl HistoryWriter {
 
     /// What the history holds as of the last commit.
     pub fn summary(&self) -> Summary {
-        Summary::of(&self.manifest)
+        Summary::of(&self.context.catalog.manifest)
     }
 
     fn took(&mut self, rows: usize, row_bytes: usize) {
@@ -437,32 +438,35 @@ impl HistoryWriter {
 
     /// Renames what is pending and lists it.
     fn commit(&mut self) -> Result<(), HistoryError> {
-        let root = &self.context.root;
-        let mut folders = Vec::new();
-        for pending in &mut self.context.pending {
-            let path = root.join(&pending.part.file);
-            if !pending.renamed {
-                fs::rename(&pending.temporary, &path).map_err(HistoryError::io("rename", &path))?;
-                pending.renamed = true;
-            }
-            // The part's folder and those above it may be new.
-            let above = path.ancestors().skip(1).take_while(|folder| folder.starts_with(root));
-            folders.extend(above.map(Path::to_owned));
-        }
-        let durable = self.context.options.durable;
-        folders.sort();
-        folders.dedup();
-        folders.truncate(if durable { folders.len() } else { 0 });
-        folders.iter().try_for_each(|folder| sync_folder(folder))?;
-        let mut manifest = self.manifest.clone();
-        manifest.last_tick = self.last_tick;
-        manifest.digest = self.digest.to_string();
-        manifest.parts.extend(self.context.pending.iter().map(|pending| pending.part.clone()));
-        write_manifest(root, &manifest, durable)?;
-        self.manifest = manifest;
-        self.context.pending.clear();
+        let Context { catalog, pending, .. } = &mut self.context;
+        catalog.commit(pending, self.last_tick, self.digest.to_string())?;
+        pending.clear();
         self.rows_since_commit = 0;
         Ok(())
+    }
+
+    /// The next small parts that are worth merging: to be run on another thread and then given to
+    /// [`HistoryWriter::adopt`]. One job at a time: parts that are being merged would be planned
+    /// again. [`super::BackgroundMerge`] does all of it.
+    pub fn plan_merge(&mut self) -> Option<MergeJob> {
+        let Context { catalog, meta, options, .. } = &mut self.context;
+        MergeJob::next(catalog, meta, options)
+    }
+
+    /// Lists a merged part in place of those it replaces; readers see the same rows as before. Cheap:
+    /// a rename and the manifest. At any time between two calls. After an error nothing has changed
+    /// for readers and the call can be repeated.
+    pub fn adopt(&mut self, merged: &mut Merged) -> Result<(), HistoryError> {
+        self.context.catalog.adopt(std::slice::from_mut(merged))
+    }
+}
+
+#[cfg(test)]
+impl HistoryWriter {
+    /// The process dies: nothing is tidied up, and the system releases the lock.
+    pub(crate) fn crash(self) {
+        self.context.catalog.release_lock();
+        std::mem::forget(self);
     }
 }
 
@@ -471,17 +475,8 @@ impl Drop for HistoryWriter {
     fn drop(&mut self) {
         for pending in &self.context.pending {
             if !pending.renamed {
-                let _ = fs::remove_file(&pending.temporary);
+                let _ = self.context.catalog.disk.remove(&pending.temporary);
             }
         }
     }
-}
-
-fn write_manifest(root: &Path, manifest: &Manifest, durable: bool) -> Result<(), HistoryError> {
-    let path = root.join(MANIFEST_FILE);
-    let bytes = manifest.to_bytes().map_err(|e| HistoryError::Description {
-        path: path.clone(),
-        what: format!("cannot be written: {e}"),
-    })?;
-    replace_file(&path, &bytes, durable)
 }

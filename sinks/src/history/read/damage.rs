@@ -123,8 +123,8 @@ impl<'a> Search<'a> {
         let all: Vec<usize> = (0..self.metadata.parquet_schema().num_columns()).collect();
         let batches = self.read(group, &all, None).map_err(DecodeError::Batch)?;
         for batch in batches {
-            let batch =
-                align(&batch, &self.schema).map_err(|e| DecodeError::Batch(e.to_string()))?;
+            let batch = align(&batch, &self.schema, table)
+                .map_err(|e| DecodeError::Batch(e.to_string()))?;
             match table {
                 Table::Events => {
                     let mut rows = EventRows::new(Registry::utc().into());

@@ -111,10 +111,7 @@ pub(crate) fn decode_checked<D: Decode>(
     out: &mut Decoded<D::Row>,
     file: &str,
 ) -> Result<(), HistoryError> {
-    decode.decode(batch, out).map_err(|error| match error {
-        DecodeError::Row(difference) => Difference { file: file.to_owned(), ..difference }.into(),
-        DecodeError::Batch(what) => HistoryError::Part { path: file.into(), what },
-    })
+    decode.decode(batch, out).map_err(|error| error.in_file(file))
 }
 
 /// The merge.

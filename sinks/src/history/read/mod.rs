@@ -1,4 +1,4 @@
-//! Reads a history: listing, scanning, replaying, verifying.
+//! Reads a history: listing, scanning, replaying, verifying, exporting.
 //!
 //! A reader works from the manifest it loaded, which describes complete ticks and whose parts never
 //! change, so it may run in another process while the history is being written; opening it again
@@ -7,7 +7,9 @@
 mod damage;
 mod decisions;
 mod events;
+mod export;
 mod file;
+mod listing;
 mod merge;
 mod replay;
 mod ticks;
@@ -20,9 +22,14 @@ use omnify_operators::model::{EventTime, Registry};
 
 pub use decisions::{DecisionRecord, Decisions};
 pub use events::EventScan;
+pub use export::{ExportFormat, ExportOptions, Exported};
 pub use replay::Replay;
 pub use ticks::Ticks;
 pub use verify::{Progress, Verification};
+
+#[cfg(test)]
+pub(crate) use file::align_with;
+pub(crate) use file::{DecodeError, PartFile, dictionary, typed};
 
 use super::manifest::{MANIFEST_FILE, Manifest, Part};
 use super::table::{date_text, day_of_us};

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use omnify_operators::model::{Registry, Tick};
 
+use super::super::compact::places;
 use super::super::manifest::{MANIFEST_FILE, Part};
 use super::super::meta::{CONFIG_FILE, RUN_FILE};
-use super::super::{Difference, HistoryError, Table, schema_of};
+use super::super::{Difference, HistoryError, Table};
 use super::HistoryReader;
-use super::file::{PartFile, changed, hash_file};
+use super::file::{PartFile, READ_ROWS, changed, hash_file};
 use omnify_decision::digest::{DecisionDigest, hex};
 
 /// How far a verification is.
@@ -62,8 +63,7 @@ pub(crate) fn verify(
         }
     }
     for part in &manifest.parts {
-        let path = reader.root.join(&part.file);
-        let what = changed(&path, part, &mut |bytes| {
+        let what = changed(&reader.root, part, &mut |bytes| {
             progress.bytes += bytes;
             report(progress);
         })?;
@@ -75,7 +75,8 @@ pub(crate) fn verify(
     }
     if differences.is_empty() {
         // Bytes are as written; now the content against itself.
-        let content = rows(reader, &mut found).and_then(|()| {
+        let listed = super::listing::check(manifest).map_err(HistoryError::from);
+        let content = listed.and_then(|()| rows(reader, &mut found)).and_then(|()| {
             ticks(reader, &mut found, &mut |ticks| {
                 progress.ticks = ticks;
                 report(progress);
@@ -92,34 +93,54 @@ pub(crate) fn verify(
     Ok(found)
 }
 
-/// Decodes the tables that no tick refers to and counts the rows of all.
+/// Counts the rows of all parts and checks their ticks; decodes those that no tick refers to.
 fn rows(reader: &HistoryReader, found: &mut Verification) -> Result<(), HistoryError> {
     for part in &reader.manifest.parts {
-        let path = reader.root.join(&part.file);
-        if matches!(part.table, Table::Events | Table::Decisions | Table::Ticks) {
-            found.rows += part.rows;
-            continue;
+        let mut file = PartFile::open_unchecked(&reader.root, part, &reader.meta, READ_ROWS)?;
+        let mut rows = file.rows();
+        if !matches!(part.table, Table::Events | Table::Decisions | Table::Ticks) {
+            rows = decode(&mut file, part, reader)?;
         }
-        let mut file = PartFile::open_unchecked(&path, schema_of(part.table, &reader.meta))?;
-        let mut rows = 0;
-        while let Some(batch) = file.next()? {
-            rows += batch.num_rows() as u64;
+        let differs = |what| Difference {
+            tick: Some(part.first_tick),
+            entity: None,
+            file: part.file.clone(),
+            what,
+        };
+        if rows != part.rows {
+            let what = format!("the file has {rows} rows, the manifest says {}", part.rows);
+            return Err(differs(what).into());
+        }
+        if let Some((first, last)) = file.ticks()
+            && (first, last) != (part.first_tick, part.last_tick)
+        {
+            let listed = (part.first_tick, part.last_tick);
+            let what = format!("the file has ticks {first} to {last}, listed are {listed:?}");
+            return Err(differs(what).into());
         }
         found.rows += rows;
-        if rows != part.rows {
-            return Err(miscounted(part, rows).into());
-        }
     }
     Ok(())
 }
 
-fn miscounted(part: &Part, rows: u64) -> Difference {
-    Difference {
-        tick: Some(part.first_tick),
-        entity: None,
-        file: part.file.clone(),
-        what: format!("the file has {rows} rows, the manifest says {}", part.rows),
+/// Decodes a part and counts its rows; those of `features` must be in order.
+fn decode(file: &mut PartFile, part: &Part, reader: &HistoryReader) -> Result<u64, HistoryError> {
+    let (mut rows, mut last) = (0, None);
+    while let Some(batch) = file.next()? {
+        rows += batch.num_rows() as u64;
+        if part.table != Table::Features {
+            continue;
+        }
+        for place in places(&batch, &reader.meta).map_err(|error| error.in_file(&part.file))? {
+            if last.as_ref() > Some(&place) {
+                let what = "its row is not in the order of the table".to_owned();
+                let (tick, file) = (Some(part.first_tick), part.file.clone());
+                return Err(Difference { tick, entity: Some(place.entity()), file, what }.into());
+            }
+            last = Some(place);
+        }
     }
+    Ok(rows)
 }
 
 /// Replays ticks, events and decisions against each other.

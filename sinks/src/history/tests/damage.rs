@@ -7,7 +7,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
 
 use super::super::manifest::{MANIFEST_FILE, Manifest, Part};
-use super::super::part::replace_file;
+use super::super::part::{FileSystem, replace_file};
 use super::super::read::HistoryReader;
 use super::super::{Difference, HistoryError, Table, Verification};
 use super::*;
@@ -122,7 +122,8 @@ fn one_changed_value_is_found_in_its_row() {
 fn forge(root: &Path, change: impl FnOnce(&mut Manifest)) {
     let mut manifest = Manifest::load(root).unwrap().unwrap();
     change(&mut manifest);
-    replace_file(&root.join(MANIFEST_FILE), &manifest.to_bytes().unwrap(), false).unwrap();
+    replace_file(&FileSystem, &root.join(MANIFEST_FILE), &manifest.to_bytes().unwrap(), false)
+        .unwrap();
 }
 
 #[test]

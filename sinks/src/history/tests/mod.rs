@@ -1,7 +1,9 @@
 //! A small random run, written and read back in every way that must hold.
 
+mod compact;
 mod crash;
 mod damage;
+mod export;
 mod round_trip;
 
 use std::collections::BTreeMap;

@@ -11,7 +11,7 @@ use super::super::{
 use super::*;
 
 /// Compares the history in `root` with the run that was written.
-fn assert_same(root: &Path, run: &Run) {
+pub(super) fn assert_same(root: &Path, run: &Run) {
     let reader = HistoryReader::open(root).unwrap();
     let registry = Arc::new(Registry::utc());
     let read: Vec<(TickRecord, Vec<Event>)> =
