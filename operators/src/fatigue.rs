@@ -114,6 +114,12 @@ impl FatigueTracker {
         &mut self.days[at]
     }
 
+    /// The day of its first count, for tests.
+    #[cfg(test)]
+    pub(crate) fn first_day(&self) -> Option<i64> {
+        self.first_day
+    }
+
     /// Bytes on the heap.
     pub(crate) fn heap_bytes(&self) -> usize {
         self.days.capacity() * size_of::<DayCount>()

@@ -121,13 +121,15 @@ type Inbox = Rc<RefCell<BTreeMap<StatePart, Vec<StateItem>>>>;
 struct StateKeeper {
     part: StatePart,
     inbox: Inbox,
+    bytes_per_ms: usize,
     before: Tick,
     exporting: Option<Tick>,
 }
 
 impl StateKeeper {
-    fn new(part: StatePart, inbox: &Inbox) -> StateKeeper {
-        StateKeeper { part, inbox: inbox.clone(), before: 0, exporting: None }
+    fn new(part: StatePart, inbox: &Inbox, spec: &FeatureSpec) -> StateKeeper {
+        let bytes_per_ms = spec.export_bytes_per_ms;
+        StateKeeper { part, inbox: inbox.clone(), bytes_per_ms, before: 0, exporting: None }
     }
 
     fn restore(&self, tick: Tick, state: &mut impl Stateful, out: &Outbox) {
@@ -146,7 +148,7 @@ impl StateKeeper {
         }
         let begun = mark.snapshot && !mark.last;
         if self.exporting.is_some() && !begun {
-            let chunk = if mark.last { usize::MAX } else { chunk_bytes(ms) };
+            let chunk = if mark.last { usize::MAX } else { chunk_bytes(self.bytes_per_ms, ms) };
             let (items, done) = state.export(chunk);
             out.with(tick, |part| part.take_state(items, done));
         }
@@ -220,7 +222,7 @@ pub fn build(scope: Scope<'_, Tick>, spec: &Arc<FeatureSpec>, view: &RegistryVie
     let mut shards = Shards::new(view);
     let by_campaign = Exchange::new(move |row: &ReportRow| shards.of(row.key.creative));
     let (out, state) = (outbox.clone(), restate.clone());
-    let mut keeper = StateKeeper::new(StatePart::Restate, &inbox);
+    let mut keeper = StateKeeper::new(StatePart::Restate, &inbox, spec);
     let restated = reports.to_stream(scope).binary_frontier(
         announced.clone(),
         by_campaign,
@@ -265,8 +267,8 @@ pub fn build(scope: Scope<'_, Tick>, spec: &Arc<FeatureSpec>, view: &RegistryVie
     let by_campaign = Exchange::new(move |event: &Event| shards.of(event.creative));
     let (out, admits, rolls) = (outbox.clone(), intake.clone(), lower.clone());
     let emit_events = spec.emit_events;
-    let mut intake_keeper = StateKeeper::new(StatePart::Intake, &inbox);
-    let mut lower_keeper = StateKeeper::new(StatePart::Lower, &inbox);
+    let mut intake_keeper = StateKeeper::new(StatePart::Intake, &inbox, spec);
+    let mut lower_keeper = StateKeeper::new(StatePart::Lower, &inbox, spec);
     let arriving = events.to_stream(scope);
     let up = arriving.concat(restated).binary_frontier(
         announced.clone(),
@@ -325,7 +327,7 @@ pub fn build(scope: Scope<'_, Tick>, spec: &Arc<FeatureSpec>, view: &RegistryVie
     let mut shards = Shards::new(view);
     let by_entity = Exchange::new(move |up: &Up| shards.of(up.entity()));
     let (out, rolls) = (outbox.clone(), upper.clone());
-    let mut keeper = StateKeeper::new(StatePart::Upper, &inbox);
+    let mut keeper = StateKeeper::new(StatePart::Upper, &inbox, spec);
     let (probe, _) = up
         .binary_frontier(announced, by_entity, Pipeline, "rollup", |_, _| {
             let (mut queue, mut announced) = (ByTick::new(), Announced::default());

@@ -56,6 +56,9 @@ pub struct FeatureSpec {
     pub anomaly: AnomalySpec,
     /// Intake.
     pub intake: IntakeSpec,
+    /// Bytes of state that may leave each operator for every millisecond between ticks, while the
+    /// state is exported.
+    pub export_bytes_per_ms: usize,
 }
 
 /// What is held and what is refused at intake.
@@ -107,6 +110,7 @@ impl Default for FeatureSpec {
             fatigue: FatigueSpec::default(),
             anomaly: AnomalySpec::default(),
             intake: IntakeSpec::default(),
+            export_bytes_per_ms: 64 << 10,
         }
     }
 }

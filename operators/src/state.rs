@@ -87,10 +87,12 @@ pub enum StateError {
     },
 }
 
-/// Bytes that may leave an operator at a tick `ms` after the one before. At a tick a millisecond
-/// this is a tenth of one core at most; a quarter of a second of idleness is used for 16 MiB.
-pub(crate) fn chunk_bytes(ms: u64) -> usize {
-    (ms.clamp(1, 256) as usize) << 16
+/// Milliseconds without a tick that an export makes use of at most.
+const CHUNK_MS_MAX: u64 = 256;
+
+/// Bytes that may leave an operator at a tick `ms` after the one before.
+pub(crate) fn chunk_bytes(bytes_per_ms: usize, ms: u64) -> usize {
+    bytes_per_ms.saturating_mul(ms.clamp(1, CHUNK_MS_MAX) as usize)
 }
 
 /// Which of a number of things are still to leave.

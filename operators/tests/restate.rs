@@ -13,7 +13,7 @@ use omnify_operators::model::{
 use omnify_operators::reference::restated_totals;
 use omnify_operators::spec::{FeatureSpec, PaneRows};
 use proptest::prelude::*;
-use support::{Inputs, run};
+use support::{Inputs, Output, run};
 
 const CREATIVES: usize = 4;
 const START_US: i64 = 20_500 * DAY_US;
@@ -177,6 +177,12 @@ proptest! {
         repeated.values_mut().for_each(|input| input.reports.extend(input.reports.clone()));
         let again = rows(&inputs).into_iter().map(|(_, row)| row);
         repeated.entry(last + 60_000).or_default().reports.extend(again);
-        prop_assert_eq!(&run(&spec(), &registry, &repeated, 2), &one);
+        let again = run(&spec(), &registry, &repeated, 2);
+        let (reports, refused) = (again.reports, again.refused_reports.len() as u64);
+        prop_assert_eq!(reports + refused, 3 * rows(&inputs).len() as u64);
+        prop_assert!(refused > 0);
+        // Repetitions are refused, and nothing else shows.
+        let again = Output { reports: one.reports, refused_reports: one.refused_reports.clone(), ..again };
+        prop_assert_eq!(&again, &one);
     }
 }

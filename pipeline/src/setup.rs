@@ -95,6 +95,7 @@ pub fn feature_spec(config: &Checked, mode: Mode) -> anyhow::Result<FeatureSpec>
             dedup_ids_max: config.validation.dedup_ids_max,
             restatement_horizon_us: config.validation.restatement_horizon.us(),
         },
+        ..FeatureSpec::default()
     };
     spec.problem().map_or(Ok(spec), |problem| Err(anyhow::anyhow!(problem)))
 }

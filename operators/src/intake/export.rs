@@ -11,8 +11,11 @@ use crate::dedup::{Clock, SeenId};
 use crate::model::{EntityId, Event, Level, RegistryView, Tick, tick_of_us};
 use crate::state::{Outgoing, StateError, StateItem, StatePart, Stateful};
 
-/// Things that leave between two looks at the bound of a chunk.
-const STEP: usize = 4_096;
+/// Things that leave between two looks at the bound of a chunk: at most this many, and fewer where
+/// the chunk is small.
+const STEP_MAX: usize = 4_096;
+/// About what a thing takes.
+const THING_BYTES: usize = 16;
 
 /// An export under way.
 pub(super) struct Export {
@@ -94,8 +97,8 @@ impl Export {
 
 impl Intake {
     /// Creatives that were known: the next few.
-    fn export_known(&mut self, export: &mut Export) {
-        let until = export.known.end.min(export.known.start + STEP);
+    fn export_known(&mut self, export: &mut Export, step: usize) {
+        let until = export.known.end.min(export.known.start + step);
         let known = self.delivered[export.known.start..until].to_vec();
         export.known.start = until;
         export.push(&mut self.view, known, |creative| *creative, Piece::Known);
@@ -132,8 +135,8 @@ impl Intake {
         export.waiting = deadline.checked_add(1).filter(|next| *next <= export.deadline);
     }
 
-    fn export_ids(&mut self, export: &mut Export) {
-        match self.seen.export(STEP) {
+    fn export_ids(&mut self, export: &mut Export, step: usize) {
+        match self.seen.export(step) {
             Some((newer, ids)) => {
                 let piece = |ids| Piece::Ids { newer, ids };
                 export.push(&mut self.view, ids, |(creative, _)| *creative, piece);
@@ -191,20 +194,21 @@ impl Stateful for Intake {
 
     fn export(&mut self, bytes: usize) -> (Vec<StateItem>, bool) {
         let Some(mut export) = self.export.take() else { return (Vec::new(), true) };
+        let step = (bytes / THING_BYTES).clamp(1, STEP_MAX);
         let mut done = false;
         while !done && export.out.has_room(bytes) {
             if !export.known.is_empty() {
-                self.export_known(&mut export);
+                self.export_known(&mut export, step);
             } else if export.future.is_some() {
                 self.export_future(&mut export);
             } else if export.waiting.is_some() {
                 self.export_waiting(&mut export);
             } else if export.ids {
-                self.export_ids(&mut export);
+                self.export_ids(&mut export, step);
             } else {
                 done = true;
             }
-            if export.early.len() >= STEP {
+            if export.early.len() >= step {
                 let early = std::mem::take(&mut export.early);
                 export.push(&mut self.view, early, Held::creative, Piece::Held);
             }

@@ -305,9 +305,9 @@ impl Cell {
             && self.windows.iter().all(WindowState::is_empty)
     }
 
-    /// True when it had cost in base pane `pane`, the newest there is.
+    /// True when it has had cost from base pane `pane` on, which is the newest or the one before.
     pub(super) fn spends(&self, pane: i64) -> bool {
-        self.open_pane == pane && self.open.cost_micros != 0
+        self.open_pane >= pane && self.open.cost_micros != 0
     }
 
     /// Forgets everything that is older than the windows.

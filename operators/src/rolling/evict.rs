@@ -87,3 +87,151 @@ impl Rolling {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::{
+        EntityId, EntityKey, Event, EventKind, HOUR_US, NO_ID, Registry, RegistryView, Stats,
+        us_of_tick,
+    };
+    use crate::rolling::{DAY_MS, TickRows};
+    use crate::spec::{Cadence, PaneRows};
+    use crate::state::{StatePart, Stateful};
+
+    const START: Tick = 20_500 * DAY_MS;
+    const STEP_MS: u64 = 6 * 3_600_000;
+    const LIVES: usize = 180;
+
+    fn rolling(registry: &Arc<Registry>, cadence: bool) -> Rolling {
+        let spec = FeatureSpec {
+            windows: ["12h/2h", "7d/6h", "day"].map(|text| text.parse().unwrap()).to_vec(),
+            pane_rows: PaneRows::Emit,
+            cadence: cadence.then_some(Cadence { busy_ms: 1_000, idle_ms: DAY_MS }),
+            ..FeatureSpec::default()
+        };
+        let home = [Level::Campaign, Level::AdGroup, Level::Creative];
+        let view = RegistryView::new(registry.clone());
+        Rolling::new(StatePart::Lower, Arc::new(spec), view, &home)
+    }
+
+    /// Creatives that come and go, two new ones a day, some of which return after their rest.
+    #[derive(Clone, Debug)]
+    struct Life {
+        days: u64,
+        rest: u64,
+    }
+
+    fn lives() -> impl Strategy<Value = Vec<Life>> {
+        let rest = prop_oneof![Just(u64::MAX), 1..80_u64, 28..32_u64];
+        let life = (1..6_u64, rest).prop_map(|(days, rest)| Life { days, rest });
+        prop::collection::vec(life, LIVES)
+    }
+
+    fn delivers(life: &Life, born: u64, day: u64) -> bool {
+        let back = born.saturating_add(life.days).saturating_add(life.rest);
+        (born..born + life.days).contains(&day) || (back..back.saturating_add(2)).contains(&day)
+    }
+
+    fn event(tick: Tick, creative: EntityId, n: u64) -> Event {
+        let click = n.is_multiple_of(3);
+        Event {
+            time: us_of_tick(tick) - 1 - (n % 5) as i64 * HOUR_US,
+            creative,
+            kind: if click { EventKind::Click } else { EventKind::Impression },
+            delta: Stats {
+                impressions: 300 * i64::from(!click),
+                clicks: 150 * i64::from(click),
+                cost_micros: (n * 7_919 % 1_000) as i64,
+                ..Stats::ZERO
+            },
+            user: (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            id: NO_ID,
+        }
+    }
+
+    fn sorted(mut rows: TickRows) -> (Vec<String>, Vec<String>, usize) {
+        let mut panes: Vec<String> = rows.panes.rows.iter().map(|row| format!("{row:?}")).collect();
+        panes.extend(rows.panes.features.iter().map(|(_, row)| format!("{row:?}")));
+        panes.sort_unstable();
+        rows.rows.sort_unstable_by_key(|row| row.entity);
+        (rows.rows.iter().map(|row| format!("{row:?}")).collect(), panes, rows.up.len())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(6))]
+
+        #[test]
+        fn dropping_cells_shows_nowhere_and_bounds_their_number(
+            lives in lives(),
+            cadence in any::<bool>(),
+            export in 0..360_u64,
+        ) {
+            let registry = Arc::new(Registry::utc());
+            let ids: Vec<EntityId> = (0..LIVES)
+                .map(|n| {
+                    let key = format!("t/p/a/c{}/g{}/x{n}", n / 12, n / 4);
+                    registry.intern(&key.parse::<EntityKey>().unwrap())
+                })
+                .collect();
+            let (mut drops, mut keeps) = (rolling(&registry, cadence), rolling(&registry, cadence));
+            let (mut most, mut ended) = (0, 0);
+            for step in 0..90 * 4_u64 {
+                let tick = START + (step + 1) * STEP_MS;
+                let day = step / 4;
+                drops.begin(tick, 0);
+                keeps.begin(tick, 0);
+                for (n, life) in lives.iter().enumerate() {
+                    if delivers(life, n as u64 / 2, day) {
+                        let event = event(tick, ids[n], step * 31 + n as u64);
+                        drops.absorb(&event);
+                        keeps.absorb(&event);
+                    }
+                }
+                let all = step == export;
+                let (dropped, kept) = (drops.finish(all), keeps.finish(all));
+                // Nothing is ever looked at to be dropped.
+                keeps.leaving.clear();
+                prop_assert_eq!(sorted(dropped), sorted(kept), "at step {}", step);
+                if all {
+                    drops.begin_export(tick);
+                    // What is dropped meanwhile must leave as it was.
+                    prop_assert!(!drops.export(1).1);
+                } else if step == export + 130 {
+                    let (items, done) = drops.export(usize::MAX);
+                    prop_assert!(done && items.len() <= 1 + LIVES * 2);
+                }
+                (most, ended) = (drops.live_cells().max(most), keeps.live_cells());
+            }
+            // A month of creatives with their ad groups and campaigns, those that returned besides.
+            prop_assert!(drops.vacant.len() + drops.live_cells() == drops.cells.len());
+            prop_assert!(drops.live_cells() * 4 < ended * 3, "{} of {ended}", drops.live_cells());
+            prop_assert!(most < ended, "{most} of {ended}");
+            // Places are used again; cells of one tick come before others are dropped.
+            prop_assert!(drops.cells.len() <= most + 24, "{} of {most}", drops.cells.len());
+        }
+    }
+
+    #[test]
+    fn an_entity_begins_anew_after_a_long_silence_whether_or_not_it_was_dropped() {
+        let registry = Arc::new(Registry::utc());
+        let id = registry.intern(&"t/p/a/c/g/x".parse::<EntityKey>().unwrap());
+        let mut rolling = rolling(&registry, true);
+        let keep = rolling.keep_ms;
+        assert_eq!(keep, 29 * DAY_MS);
+        let mut at = |tick: Tick| {
+            rolling.begin(tick, 0);
+            rolling.absorb(&event(tick, id, 1));
+            rolling.finish(false);
+            let place = rolling.places[id.index()] as usize;
+            rolling.cells[place].derived.fatigue.first_day()
+        };
+        let first = at(START);
+        assert_eq!(at(START + keep), first);
+        assert_eq!(at(START + 2 * keep + 1), first.map(|day| day + 58));
+    }
+}
