@@ -151,7 +151,8 @@ fn offer(live: &Live, options: &Options, creatives: &[EntityId]) -> Offered {
     Offered { behind_max }
 }
 
-fn event(rng: &mut Xoshiro256PlusPlus, creatives: &[EntityId], time: i64) -> Event {
+/// A click or an impression with cost, of any of `creatives`.
+pub(crate) fn event(rng: &mut Xoshiro256PlusPlus, creatives: &[EntityId], time: i64) -> Event {
     let click = rng.gen_bool(0.02);
     let delta = if click {
         Stats { clicks: 1, ..Stats::ZERO }

@@ -8,6 +8,7 @@ pub mod generate;
 pub mod latency;
 pub mod limit;
 pub mod replay;
+pub mod restart;
 
 /// Peak resident memory of this process in MiB, where the system tells.
 pub fn peak_mib() -> Option<u64> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use omnify_bench::{crash, generate, latency, replay};
+use omnify_bench::{crash, generate, latency, replay, restart};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -76,6 +76,11 @@ enum Command {
         #[arg(long)]
         keep: Option<PathBuf>,
     },
+    /// Time of a restart after kill -9, with many events in the journal.
+    Restart(RestartArgs),
+    /// The process that `restart` feeds and kills.
+    #[command(hide = true)]
+    RestartFeed(RestartArgs),
     /// Rate of a replay through the engine, beside a plain array program on the same file.
     Replay {
         /// File of the generic layout.
@@ -94,6 +99,30 @@ enum Command {
         #[arg(long)]
         out: Option<PathBuf>,
     },
+}
+
+/// Options of `restart`.
+#[derive(clap::Args)]
+struct RestartArgs {
+    /// Events in the journal.
+    #[arg(long, default_value_t = 100_000_000)]
+    events: u64,
+    /// Of these, behind the last snapshot.
+    #[arg(long, default_value_t = 1_000_000)]
+    tail: u64,
+    /// Creatives.
+    #[arg(long, default_value_t = 10_000)]
+    creatives: usize,
+    /// The new folder of the state.
+    #[arg(long)]
+    dir: PathBuf,
+}
+
+impl From<RestartArgs> for restart::Options {
+    fn from(args: RestartArgs) -> restart::Options {
+        let RestartArgs { events, tail, creatives, dir } = args;
+        restart::Options { events, tail, creatives, dir }
+    }
 }
 
 fn main() -> ExitCode {
@@ -124,6 +153,8 @@ fn main() -> ExitCode {
                 Ok(answer)
             })
         }
+        Command::Restart(args) => restart::run(&args.into()),
+        Command::RestartFeed(args) => restart::feed(&args.into()),
         Command::Replay { input, mapping, workers, sets, out } => replay::check_input(&input)
             .and_then(|()| replay::run(&replay::Options { input, mapping, workers, sets, out })),
     };

@@ -1,0 +1,177 @@
+//! Time from the start of a killed engine to the moment it goes on: how long a restart takes with a
+//! day of journal on disk.
+//!
+//! A process of its own takes in the events as fast as it can, waits for a snapshot, takes in the
+//! last `tail` events behind it, and is killed. Then the engine is started on the same folder here,
+//! and the clock runs until it stands where the journal ends.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use omnify_config::{Checked, Layers};
+use omnify_operators::model::{EntityId, EntityKey, Event};
+use omnify_pipeline::clock::Clock;
+use omnify_pipeline::decode::Batch;
+use omnify_pipeline::live::{Arrival, Live, Setup};
+use rand::SeedableRng;
+use rand_xoshiro::Xoshiro256PlusPlus;
+use serde_json::{Value, json};
+
+use crate::{generate, latency};
+
+/// What is measured.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Events in the journal.
+    pub events: u64,
+    /// Of these, behind the last snapshot.
+    pub tail: u64,
+    /// Creatives, ten to a campaign.
+    pub creatives: usize,
+    /// The new folder of the state.
+    pub dir: PathBuf,
+}
+
+/// Events of one arrival.
+const BATCH: u64 = 10_000;
+/// What the feeding process says when it may be killed.
+const READY: &str = "ready";
+
+/// A snapshot is only taken when asked for by the clock, so one waits for it.
+const CONFIG: &str = r#"
+[state]
+snapshot_every = "2s"
+journal_bytes_max = "64GiB"
+[history]
+enabled = false
+[http]
+enabled = false
+[telemetry]
+log = "warn"
+[[goals]]
+name = "clicks"
+applies_to = "*"
+objective = "target_cpc"
+target = "0.20"
+daily_budget = "50000"
+currency = "USD"
+pricing = "cpm"
+bid_floor = "0.01"
+bid_cap = "100"
+"#;
+
+fn config() -> anyhow::Result<Arc<Checked>> {
+    Ok(Arc::new(Layers::new().text("bench", CONFIG)?.build()?.validate()?))
+}
+
+fn start(dir: &Path) -> anyhow::Result<Live> {
+    Live::start(Setup {
+        config: config()?,
+        clock: Clock::System,
+        speed: 1,
+        listener: None,
+        history: None,
+        state: Some(dir.join("state")),
+        ledger: dir.join("ledger"),
+        controls: Vec::new(),
+    })
+}
+
+/// The feeding process: never returns by itself once it is ready.
+pub fn feed(options: &Options) -> anyhow::Result<Value> {
+    let live = start(&options.dir)?;
+    let creatives: Vec<EntityId> = (0..options.creatives)
+        .map(|n| {
+            let (tenant, platform, campaign, creative) = generate::names(n);
+            let key =
+                EntityKey::new(&[&tenant, platform, platform, &campaign, &campaign, &creative])?;
+            Ok(live.registry().intern(&key))
+        })
+        .collect::<anyhow::Result<_>>()?;
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(7);
+    let mut send = |count: u64| {
+        let now_us = Clock::System.now() as i64 * 1_000;
+        let events: Vec<Event> =
+            (0..count).map(|_| latency::event(&mut rng, &creatives, now_us)).collect();
+        let batch = Batch { events, rows: count, ..Batch::new() };
+        live.intake().send(Arrival { batch, ..Arrival::default() })
+    };
+    let snapshots = options.dir.join("state/snapshots");
+    let newest = || -> Option<String> {
+        let names = std::fs::read_dir(&snapshots).ok()?.filter_map(|entry| {
+            let path = entry.ok()?.path();
+            path.join("manifest.json").exists().then(|| path.display().to_string())
+        });
+        names.max()
+    };
+    for _ in 0..(options.events - options.tail) / BATCH {
+        send(BATCH);
+    }
+    let tick = Clock::System.now();
+    live.settle(tick);
+    let before = newest();
+    while newest() == before {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for _ in 0..options.tail / BATCH {
+        send(BATCH);
+    }
+    live.settle(Clock::System.now());
+    println!("{READY}");
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// Feeds, kills, starts and measures.
+pub fn run(options: &Options) -> anyhow::Result<Value> {
+    std::fs::create_dir(&options.dir)
+        .with_context(|| format!("{} must be new", options.dir.display()))?;
+    let fed = Instant::now();
+    let mut child = Command::new(std::env::current_exe()?)
+        .arg("restart-feed")
+        .args(["--events", &options.events.to_string(), "--tail", &options.tail.to_string()])
+        .args(["--creatives", &options.creatives.to_string(), "--dir"])
+        .arg(&options.dir)
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let out = child.stdout.take().context("its output")?;
+    let ready = BufReader::new(out).lines().map_while(Result::ok).any(|line| line == READY);
+    let fed_s = fed.elapsed().as_secs_f64();
+    child.kill()?;
+    child.wait()?;
+    ensure!(ready, "the feeding process ended by itself");
+    let state = options.dir.join("state");
+    let (journal_bytes, snapshot_bytes) = (bytes(&state.join("journal")), bytes(&state.join("snapshots")));
+    let started = Instant::now();
+    let live = start(&options.dir)?;
+    let restart_s = started.elapsed().as_secs_f64();
+    let summary = live.stop()?;
+    let counters = &summary.counters;
+    Ok(json!({
+        "events": options.events,
+        "events_in": counters.events_in,
+        "tail_events_at_least": options.tail,
+        "creatives": options.creatives,
+        "fed_per_s": (options.events as f64 / fed_s).round(),
+        "journal_mib": journal_bytes >> 20,
+        "snapshots_mib": snapshot_bytes >> 20,
+        "restart_s": restart_s,
+        "conserved": counters.conservation().holds,
+        "peak_mib": crate::peak_mib(),
+    }))
+}
+
+fn bytes(dir: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    entries
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            if path.is_dir() { Some(bytes(&path)) } else { Some(path.metadata().ok()?.len()) }
+        })
+        .sum()
+}
