@@ -40,7 +40,7 @@ pub struct Options {
 
 /// Goals for everybody, short ticks, and each campaign decided on ten times a second. Limits that
 /// would keep a new campaign untouched for days are lifted, so that there are actions to measure.
-const CONFIG: &str = r#"
+pub(crate) const CONFIG: &str = r#"
 [engine]
 tick = "2ms"
 decide_every = "95ms"

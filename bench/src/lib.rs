@@ -5,6 +5,7 @@
 
 pub mod crash;
 pub mod generate;
+pub mod kafka;
 pub mod latency;
 pub mod limit;
 pub mod replay;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use omnify_bench::{crash, generate, latency, replay, restart};
+use omnify_bench::{crash, generate, kafka, latency, replay, restart};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -75,6 +75,27 @@ enum Command {
         /// Keeps everything in this new folder.
         #[arg(long)]
         keep: Option<PathBuf>,
+    },
+    /// The engine between two topics of a real broker: rate and latency.
+    Kafka {
+        /// Its address.
+        #[arg(long)]
+        brokers: String,
+        /// Events in the topic before the engine starts.
+        #[arg(long, default_value_t = 1_000_000)]
+        preload: u64,
+        /// Events a second afterwards.
+        #[arg(long, default_value_t = 50_000)]
+        rate: u64,
+        /// For how long.
+        #[arg(long, default_value_t = 20)]
+        seconds: u64,
+        /// Creatives.
+        #[arg(long, default_value_t = 10_000)]
+        creatives: u64,
+        /// The new folder of the engine's state.
+        #[arg(long)]
+        dir: PathBuf,
     },
     /// Time of a restart after kill -9, with many events in the journal.
     Restart(RestartArgs),
@@ -152,6 +173,9 @@ fn main() -> ExitCode {
                 );
                 Ok(answer)
             })
+        }
+        Command::Kafka { brokers, preload, rate, seconds, creatives, dir } => {
+            kafka::run(&kafka::Options { brokers, preload, rate, seconds, creatives, dir })
         }
         Command::Restart(args) => restart::run(&args.into()),
         Command::RestartFeed(args) => restart::feed(&args.into()),
