@@ -135,6 +135,8 @@ fn engine(
         options.brokers
     );
     let layers = Layers::new().text("bench", &text)?.set("executor.kind=kafka")?;
+    // A call lasts as long as the broker's acknowledgement: many at once carry the rate.
+    let layers = layers.set("executor.concurrency=256")?;
     let config = Arc::new(layers.build()?.validate()?);
     let live = Live::start(Setup {
         config: config.clone(),
