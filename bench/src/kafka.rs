@@ -210,7 +210,7 @@ impl Sender {
             }
         }
         self.sent += 1;
-        if self.sent % 512 == 0 {
+        if self.sent.is_multiple_of(512) {
             self.producer.poll(Duration::ZERO);
         }
         Ok(())

@@ -41,10 +41,9 @@ const BATCH: u64 = 10_000;
 /// What the feeding process says when it may be killed.
 const READY: &str = "ready";
 
-/// A snapshot is only taken when asked for by the clock, so one waits for it.
+/// Snapshots are taken by the clock, so the feeding process waits for one.
 const CONFIG: &str = r#"
 [state]
-snapshot_every = "2s"
 journal_bytes_max = "64GiB"
 [history]
 enabled = false
@@ -64,13 +63,17 @@ bid_floor = "0.01"
 bid_cap = "100"
 "#;
 
-fn config() -> anyhow::Result<Arc<Checked>> {
-    Ok(Arc::new(Layers::new().text("bench", CONFIG)?.build()?.validate()?))
+/// Without a part before the snapshot there is to be no snapshot.
+fn config(options: &Options) -> anyhow::Result<Arc<Checked>> {
+    let every = if options.tail < options.events { "2s" } else { "1h" };
+    let layers = Layers::new().text("bench", CONFIG)?;
+    Ok(Arc::new(layers.set(&format!("state.snapshot_every={every}"))?.build()?.validate()?))
 }
 
-fn start(dir: &Path) -> anyhow::Result<Live> {
+fn start(options: &Options) -> anyhow::Result<Live> {
+    let dir = &options.dir;
     Live::start(Setup {
-        config: config()?,
+        config: config(options)?,
         clock: Clock::System,
         speed: 1,
         listener: None,
@@ -83,7 +86,7 @@ fn start(dir: &Path) -> anyhow::Result<Live> {
 
 /// The feeding process: never returns by itself once it is ready.
 pub fn feed(options: &Options) -> anyhow::Result<Value> {
-    let live = start(&options.dir)?;
+    let live = start(options)?;
     let creatives: Vec<EntityId> = (0..options.creatives)
         .map(|n| {
             let (tenant, platform, campaign, creative) = generate::names(n);
@@ -111,16 +114,24 @@ pub fn feed(options: &Options) -> anyhow::Result<Value> {
     for _ in 0..(options.events - options.tail) / BATCH {
         send(BATCH);
     }
-    let tick = Clock::System.now();
-    live.settle(tick);
-    let before = newest();
-    while newest() == before {
-        std::thread::sleep(Duration::from_millis(20));
+    // What is published as taken in is durable soon; a tick later it is.
+    let settle = |events: u64| {
+        while live.snapshots().borrow().counters.events_in < events {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        live.settle(Clock::System.now());
+    };
+    settle(options.events - options.tail);
+    if options.events > options.tail {
+        let before = newest();
+        while newest() == before {
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
     for _ in 0..options.tail / BATCH {
         send(BATCH);
     }
-    live.settle(Clock::System.now());
+    settle(options.events);
     println!("{READY}");
     loop {
         std::thread::sleep(Duration::from_secs(1));
@@ -148,7 +159,7 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
     let state = options.dir.join("state");
     let (journal_bytes, snapshot_bytes) = (bytes(&state.join("journal")), bytes(&state.join("snapshots")));
     let started = Instant::now();
-    let live = start(&options.dir)?;
+    let live = start(options)?;
     let restart_s = started.elapsed().as_secs_f64();
     let summary = live.stop()?;
     let counters = &summary.counters;

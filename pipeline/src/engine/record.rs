@@ -21,7 +21,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use omnify_decision::action::{Action, Decision};
 use omnify_decision::control::Control;
 use omnify_operators::model::{Event, PaneBatch, RegistryView, Tick};
-use omnify_sinks::history::{DeadLetter, HistoryError, HistoryWriter, Summary};
+use omnify_sinks::history::{BackgroundMerge, DeadLetter, HistoryError, HistoryWriter, Summary};
 
 use crate::clock;
 use crate::durable::Reached;
@@ -127,6 +127,7 @@ impl Recorder {
             held: writer.last_tick(),
             newest: writer.last_tick(),
             settled: true,
+            merge: file_time.map(|_| BackgroundMerge::default()),
             writer,
             view,
             progress: progress.clone(),
@@ -183,6 +184,8 @@ struct Recording {
     newest: Option<Tick>,
     /// Whether that tick was settled.
     settled: bool,
+    /// Merges small files meanwhile, where files are closed by time.
+    merge: Option<BackgroundMerge>,
 }
 
 impl Recording {
@@ -209,10 +212,23 @@ impl Recording {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return self.finish(),
             }
-            if commit || file_time.is_some_and(|every| flushed.elapsed() >= every) {
+            let due = commit || file_time.is_some_and(|every| flushed.elapsed() >= every);
+            if due {
                 self.commit()?;
                 flushed = clock::instant();
             }
+            self.merge(due);
+        }
+    }
+
+    /// After a commit a merge may begin; one that runs is looked after all the time.
+    fn merge(&mut self, committed: bool) {
+        let Some(merge) = self.merge.as_mut().filter(|merge| committed || merge.is_busy()) else {
+            return;
+        };
+        if let Err(error) = merge.step(&mut self.writer) {
+            // Only merging is concerned; the history is as it was.
+            tracing::warn!(%error, "small files of the history are not merged");
         }
     }
 

@@ -15,7 +15,7 @@
 //! Nothing is called without a durable intent: the actions of that round end as
 //! [`Outcome::Expired`], which tells the stage to decide anew.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -148,6 +148,8 @@ struct State {
     ended: Tally,
     /// Of these, what a full queue ended.
     displaced: u64,
+    /// Actions of an earlier process that are being settled: submitted again they change nothing.
+    resumed: HashSet<Id>,
     /// No more submissions; the thread ends when nothing is left.
     closing: bool,
     /// The thread ends now.
@@ -210,6 +212,7 @@ impl Dispatcher {
                 news: Vec::new(),
                 ended: Tally::new(),
                 displaced: 0,
+                resumed: HashSet::new(),
                 closing: false,
                 abandoned: false,
             }),
@@ -247,7 +250,8 @@ impl Dispatcher {
         Ok((Dispatcher { shared, thread: Some(thread), ended }, receiver))
     }
 
-    /// Takes an action without waiting for anything. What comes back ended right here, without a
+    /// Takes an action without waiting for anything. One that an earlier process left unfinished is
+    /// being settled already and will be answered then. What comes back ended right here, without a
     /// call, and belongs among the caller's next inputs: the older wish that this one replaces, or
     /// what had to give way because the queue is full (this one itself, if only pauses wait).
     #[must_use = "the acknowledgement that comes back is an input of the stage"]
@@ -255,6 +259,11 @@ impl Dispatcher {
         let counters = &self.shared.counters;
         counters.submitted.fetch_add(1, Relaxed);
         let mut state = self.shared.lock();
+        if state.resumed.contains(&action.id) {
+            drop(state);
+            counters.duplicates.fetch_add(1, Relaxed);
+            return None;
+        }
         let pushed = if state.closing {
             Pushed::Displaced(action.into())
         } else {
@@ -390,7 +399,10 @@ impl Core {
             }
         }
         for intent in newest.into_values() {
-            self.shared.lock().queue.make_busy(&intent.owner);
+            let mut state = self.shared.lock();
+            state.queue.make_busy(&intent.owner);
+            state.resumed.insert(intent.id);
+            drop(state);
             self.spawn(intent, Entry::Settle);
         }
     }
@@ -452,6 +464,7 @@ impl Core {
             News::Ended { intent, outcome } => {
                 self.tasks.remove(&intent.id);
                 self.parked.remove(&intent.id);
+                self.shared.lock().resumed.remove(&intent.id);
                 self.ledger.end(intent.id, now, &outcome);
                 self.answer(&intent, outcome, answers);
             }
