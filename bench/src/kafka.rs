@@ -188,7 +188,8 @@ impl Sender {
     fn send(&mut self, ts_us: u64) -> anyhow::Result<()> {
         let n = self.sent;
         let creative = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % self.creatives;
-        let (kind, cost) = if n % 50 == 49 { ("click", 0) } else { ("impression", 1_000 + n % 900) };
+        let (kind, cost) =
+            if n % 50 == 49 { ("click", 0) } else { ("impression", 1_000 + n % 900) };
         let row = format!(
             "{{\"type\":\"event\",\"ts_us\":{ts_us},\"kind\":\"{kind}\",\"event_id\":\"{n}\",\
              \"tenant\":\"t{}\",\"platform\":\"meta\",\"account\":\"a\",\"campaign\":\"c{}\",\

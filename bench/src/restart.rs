@@ -157,7 +157,8 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
     child.wait()?;
     ensure!(ready, "the feeding process ended by itself");
     let state = options.dir.join("state");
-    let (journal_bytes, snapshot_bytes) = (bytes(&state.join("journal")), bytes(&state.join("snapshots")));
+    let (journal_bytes, snapshot_bytes) =
+        (bytes(&state.join("journal")), bytes(&state.join("snapshots")));
     let started = Instant::now();
     let live = start(options)?;
     let restart_s = started.elapsed().as_secs_f64();

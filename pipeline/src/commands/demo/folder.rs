@@ -9,7 +9,7 @@ use crate::commands::{OutputError, output_error};
 /// Marks a folder as a demo's.
 const MARKER: &str = "demo.json";
 /// Everything a demo writes.
-const OURS: [&str; 5] = [MARKER, "manifest.json", "run.json", "config.toml", "ledger"];
+const OURS: [&str; 6] = [MARKER, "manifest.json", "run.json", "config.toml", "ledger", "lock"];
 
 /// Makes `folder` empty and marks it.
 pub(super) fn prepare(folder: &Path, seed: u64) -> Result<(), OutputError> {
