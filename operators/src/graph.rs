@@ -168,7 +168,7 @@ impl Shards {
 
     #[inline]
     fn of(&mut self, entity: EntityId) -> u64 {
-        if entity.index() >= self.cache.len() {
+        if entity.index() >= self.cache.len() && self.view.knows(entity) {
             self.cache = self.view.all().iter().map(|info| info.shard).collect();
         }
         // An id that nobody handed out can only come with damaged state, whose loading fails.

@@ -45,7 +45,7 @@ impl Mark {
 }
 
 /// Everything one worker's graph put out at one tick.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Part {
     /// The tick.
     pub tick: Tick,

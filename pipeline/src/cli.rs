@@ -13,8 +13,8 @@ use crate::commands::{self, Done, demo, history, journal, learn, replay, run};
 ///
 /// Exit codes: 0 done; 1 something differs or is damaged (replay --verify, history verify, journal
 /// inspect); 2 wrong arguments or configuration; 3 an input cannot be read; 4 an output cannot be
-/// written (a full disk included); 5 anything else, a port in use (http.listen) included; 130
-/// stopped by a second signal.
+/// written (a full disk included); 5 anything else, a port in use (http.listen) included; 6
+/// another process of the cluster was lost; 130 stopped by a second signal.
 #[derive(Parser)]
 #[command(name = "omnify", version, max_term_width = 100)]
 pub struct Cli {
@@ -118,15 +118,18 @@ impl Cli {
                 }
                 ExitCode::from(code)
             }
-            Err(error) => {
-                eprintln!("error: {error:#}");
-                if common.json {
-                    println!("{}", serde_json::json!({ "error": format!("{error:#}") }));
-                }
-                ExitCode::from(commands::exit_code(&error))
-            }
+            Err(error) => ExitCode::from(fail(&error, common.json)),
         }
     }
+}
+
+/// Prints an error; gives its exit code.
+pub(crate) fn fail(error: &anyhow::Error, json: bool) -> u8 {
+    eprintln!("error: {error:#}");
+    if json {
+        println!("{}", serde_json::json!({ "error": format!("{error:#}") }));
+    }
+    commands::exit_code(error)
 }
 
 fn check_config(common: &Common) -> anyhow::Result<Done> {

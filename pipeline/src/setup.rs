@@ -186,11 +186,9 @@ pub fn goals(config: &Checked) -> Vec<Goal> {
 }
 
 /// A registry that knows the accounts' time zones.
-pub fn registry(config: &Arc<Checked>) -> Arc<Registry> {
+pub fn registry(config: &Arc<Checked>) -> Registry {
     let config = config.clone();
-    Arc::new(Registry::new(Box::new(move |key: &EntityKey| {
-        zone(config.account(key.as_str()).time_zone)
-    })))
+    Registry::new(Box::new(move |key: &EntityKey| zone(config.account(key.as_str()).time_zone)))
 }
 
 /// Time zones of all accounts, listed or not.

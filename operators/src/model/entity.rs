@@ -7,7 +7,8 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Condvar, Mutex, RwLock};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
@@ -238,12 +239,23 @@ pub type ZoneOf = dyn Fn(&EntityKey) -> Arc<jiff::tz::TimeZone> + Send + Sync;
 pub struct Registry {
     entries: RwLock<Entries>,
     zone_of: Box<ZoneOf>,
+    /// Number of entities, for whoever waits for more.
+    count: Mutex<usize>,
+    grown: Condvar,
+    patience: Option<Duration>,
 }
 
 impl Registry {
     /// An empty registry; `zone_of` says the time zone of a tenant or account key.
     pub fn new(zone_of: Box<ZoneOf>) -> Registry {
-        Registry { entries: RwLock::default(), zone_of }
+        let (count, grown) = (Mutex::new(0), Condvar::new());
+        Registry { entries: RwLock::default(), zone_of, count, grown, patience: None }
+    }
+
+    /// The same, as a copy of one in another process that gives out the ids: a reader that meets an
+    /// id which is not here yet waits for it up to `patience`.
+    pub fn following(self, patience: Duration) -> Registry {
+        Registry { patience: Some(patience), ..self }
     }
 
     /// An empty registry in which every account lives in UTC.
@@ -262,7 +274,24 @@ impl Registry {
             return id;
         }
         let mut entries = self.entries.write().expect("registry lock");
-        self.insert(&mut entries, key)
+        let id = self.insert(&mut entries, key);
+        let now = entries.infos.len();
+        drop(entries);
+        let mut count = self.count.lock().expect("registry lock");
+        *count = now.max(*count);
+        self.grown.notify_all();
+        id
+    }
+
+    /// Waits until more than `known` entities are registered, up to `patience`; says whether there
+    /// are.
+    ///
+    /// # Panics
+    /// When a thread panicked inside the registry.
+    pub fn wait_beyond(&self, known: usize, patience: Duration) -> bool {
+        let count = self.count.lock().expect("registry lock");
+        let waited = self.grown.wait_timeout_while(count, patience, |count| *count <= known);
+        *waited.expect("registry lock").0 > known
     }
 
     /// The id of `key` if it was interned.
@@ -330,12 +359,19 @@ impl RegistryView {
     }
 
     /// What is known of `id`, which must have been handed out by this registry.
+    ///
+    /// # Panics
+    /// When it was not; in a copy of a registry, when it did not arrive in time.
     #[inline]
     pub fn info(&mut self, id: EntityId) -> &Arc<EntityInfo> {
-        if id.index() >= self.infos.len() {
-            self.refresh();
-        }
+        assert!(self.knows(id), "entity {} is not in the registry", id.0);
         &self.infos[id.index()]
+    }
+
+    /// True when `id` was handed out; a copy of a registry waits for it first.
+    #[inline]
+    pub fn knows(&mut self, id: EntityId) -> bool {
+        id.index() < self.infos.len() || self.learn(id)
     }
 
     /// Every entity known now, in id order.
@@ -355,6 +391,17 @@ impl RegistryView {
     }
 
     #[cold]
+    fn learn(&mut self, id: EntityId) -> bool {
+        self.refresh();
+        if let Some(patience) = self.registry.patience
+            && id.index() >= self.infos.len()
+        {
+            self.registry.wait_beyond(id.index(), patience);
+            self.refresh();
+        }
+        id.index() < self.infos.len()
+    }
+
     fn refresh(&mut self) {
         let entries = self.registry.entries.read().expect("registry lock");
         let known = self.infos.len();
@@ -400,5 +447,18 @@ mod tests {
         assert_ne!(info.shard, view.info(info.ancestors[1]).shard);
         let later = registry.intern(&key("t2"));
         assert_eq!(view.info(later).level, Level::Tenant);
+    }
+
+    #[test]
+    fn a_copy_waits_for_what_is_on_its_way() {
+        let copy = Arc::new(Registry::utc().following(Duration::from_secs(60)));
+        let mut view = RegistryView::new(copy.clone());
+        let reader = std::thread::spawn(move || view.info(EntityId(1)).key.clone());
+        copy.intern(&key("t1"));
+        copy.intern(&key("t2"));
+        assert_eq!(reader.join().unwrap(), key("t2"));
+        assert!(!copy.wait_beyond(2, Duration::ZERO));
+        let hasty = Arc::new(Registry::utc().following(Duration::ZERO));
+        assert!(!RegistryView::new(hasty).knows(EntityId(0)));
     }
 }

@@ -61,7 +61,7 @@ impl Rolling {
             entity: from.entity,
             what: what.to_owned(),
         };
-        if cell.entity != from.entity || cell.entity.index() >= self.view.all().len() {
+        if cell.entity != from.entity || !self.view.knows(cell.entity) {
             return Err(unreadable("the registry does not know it"));
         }
         let place = self.place(cell.entity);

@@ -14,6 +14,7 @@ use omnify_sinks::action::LedgerError;
 use omnify_sinks::history::HistoryError;
 use omnify_sinks::journal::JournalError;
 
+use crate::cluster::{ClusterError, EXIT_LOST};
 use crate::decode::MappingError;
 use crate::engine::RunSummary;
 use crate::source::SourceError;
@@ -34,6 +35,12 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     let is = |check: fn(&(dyn std::error::Error + 'static)) -> bool| error.chain().any(check);
     if is(|e| e.is::<ConfigError>() || e.is::<Problems>() || e.is::<UsageError>()) {
         return 2;
+    }
+    match error.downcast_ref::<ClusterError>() {
+        Some(ClusterError::Refused { .. }) => return 2,
+        Some(ClusterError::Lost { .. }) => return EXIT_LOST,
+        Some(ClusterError::Listen { .. }) => return 5,
+        None => {}
     }
     if is(|e| e.is::<SourceError>() || e.is::<MappingError>()) {
         return 3;

@@ -82,7 +82,7 @@ impl Offline {
         spec.pane_rows = if out.is_some() { PaneRows::Emit } else { PaneRows::Count };
         spec.emit_events = out.is_some();
         Ok(Offline {
-            registry: setup::registry(&config),
+            registry: Arc::new(setup::registry(&config)),
             workers: workers.unwrap_or_else(|| setup::workers(&config)).max(1),
             spec: Arc::new(spec),
             out,
@@ -129,7 +129,7 @@ impl Offline {
             resume,
         };
         let queue = self.config.engine.queue_frames;
-        engine::run(self.spec.clone(), view, feeds, queue, Wakers::default(), decider)
+        engine::run(self.spec.clone(), view, feeds, queue, Wakers::default(), decider, None)
     }
 
     fn recorder(&self, out: &Path, view: &RegistryView) -> anyhow::Result<Recorder> {

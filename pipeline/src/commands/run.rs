@@ -10,9 +10,10 @@ use clap::Args;
 use omnify_config::{Checked, Layers};
 use serde_json::json;
 
-use super::{Done, totals, totals_text};
-use crate::cli::Common;
+use super::{Done, UsageError, totals, totals_text};
+use crate::cli::{self, Common};
 use crate::clock::Clock;
+use crate::cluster::{self, Leader, Members, OnLost};
 use crate::durable::LEDGER;
 use crate::kafka;
 use crate::live::{HistoryAt, Live, Setup, listen, other_config};
@@ -23,6 +24,27 @@ pub struct RunArgs {
     /// Ends by itself after this time, for example 30s; without it, on ctrl-c or SIGTERM.
     #[arg(long = "for", value_name = "TIME", value_parser = duration)]
     pub time: Option<Duration>,
+    /// Number of processes that work together (see deploy/RUNBOOK.md, "Several processes").
+    #[arg(long, value_name = "M", requires_all = ["process", "hosts"])]
+    pub processes: Option<usize>,
+    /// Which of them this is: 0 takes everything in and decides, the others lend their workers.
+    #[arg(long, value_name = "I", requires = "processes")]
+    pub process: Option<usize>,
+    /// A line `host:port` for each of them; the first may name, after a blank, the address where
+    /// process 0 lets the others in, otherwise the next port.
+    #[arg(long, value_name = "FILE", requires = "processes")]
+    pub hosts: Option<PathBuf>,
+}
+
+impl RunArgs {
+    fn members(&self) -> Result<Option<Members>, UsageError> {
+        match (self.processes, self.process, &self.hosts) {
+            (Some(processes), Some(process), Some(hosts)) => {
+                Members::read(processes, process, hosts).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
 }
 
 /// A span of time on the command line, written as in the configuration.
@@ -35,11 +57,25 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 /// Runs the engine live.
 pub fn execute(common: &Common, args: &RunArgs) -> anyhow::Result<Done> {
     let config = common.load(None)?;
+    let json = common.json;
+    let on_lost: OnLost = Arc::new(move |error| {
+        let code = cli::fail(&error.into(), json);
+        std::process::exit(code.into());
+    });
+    let leader = match args.members()? {
+        Some(members) if !members.leads() => {
+            cluster::follow(&members, &config, on_lost)?;
+            let text = "the leader has ended".to_owned();
+            return Ok(Done { answer: json!({ "followed": true }), text, code: 0 });
+        }
+        Some(members) => Some(Leader::listen(members, &config, on_lost)?),
+        None => None,
+    };
     let listener = listen(&config)?;
     if config.state.enabled {
         catch_up(&config)?;
     }
-    let live = Live::start(setup(&config, listener))?;
+    let live = Live::start_with(setup(&config, listener), leader)?;
     let runtime = live.runtime().handle();
     let positions = live.positions();
     let kafka =

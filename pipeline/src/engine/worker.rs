@@ -9,9 +9,9 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use omnify_operators::graph;
 use omnify_operators::model::{RegistryView, Tick};
 use omnify_operators::spec::FeatureSpec;
-use timely::CommunicationConfig;
 
 use super::feed::{Fed, Feed};
+use super::mesh::{self, Comms, Mesh};
 use super::note::{Completed, Notes};
 use super::wake::Wakers;
 
@@ -19,10 +19,16 @@ use super::wake::Wakers;
 const BACKLOG_MAX: usize = 64;
 /// Longest sleep of an idle worker: a lost wake-up costs at most this.
 const PARK: Duration = Duration::from_millis(5);
+/// Longest sleep of a worker that is fed by others only, whose news wake it.
+const PARK_FED: Duration = Duration::from_millis(1);
+/// How long a worker that panicked keeps the others waiting, so that a lost process is reported as
+/// the cause.
+const PANICKED: Duration = Duration::from_secs(3);
 
 /// The running workers.
 pub(super) struct Workers {
     guards: timely::communication::WorkerGuards<()>,
+    comms: Option<Comms>,
     /// Complete ticks, one queue for each worker.
     pub(super) completed: Vec<Receiver<Completed>>,
     /// The first error a feed met, if any.
@@ -47,15 +53,30 @@ impl Failure {
 /// A feed to be run on a worker's thread.
 pub type BoxedFeed = Box<dyn Feed + Send>;
 
-/// Starts one worker for each feed. Complete ticks wait in queues of `queue_ticks`.
+/// Ends the process when a worker panics that other processes work with: they, and the other
+/// workers here, would wait for it for ever.
+struct Panicked(bool);
+
+impl Drop for Panicked {
+    fn drop(&mut self) {
+        if self.0 && std::thread::panicking() {
+            std::thread::sleep(PANICKED);
+            std::process::exit(5);
+        }
+    }
+}
+
+/// Starts one worker for each feed. Complete ticks wait in queues of `queue_ticks`. With a `mesh`
+/// they work together with those of other processes.
 pub(super) fn start(
     spec: Arc<FeatureSpec>,
     view: RegistryView,
     feeds: Vec<BoxedFeed>,
     queue_ticks: usize,
     wakers: Wakers,
+    mesh: Option<Mesh>,
 ) -> anyhow::Result<Workers> {
-    let workers = feeds.len();
+    let (workers, together) = (feeds.len(), mesh.is_some());
     let (senders, completed): (Vec<_>, Vec<_>) =
         (0..workers).map(|_| bounded(queue_ticks.max(1))).unzip();
     let resources: Vec<_> = feeds.into_iter().zip(senders).map(Some).collect();
@@ -63,25 +84,21 @@ pub(super) fn start(
     let failure = Failure::default();
     let failed = failure.clone();
     let aborted = Arc::new(AtomicBool::new(false));
-    let config = timely::Config {
-        communication: match workers {
-            1 => CommunicationConfig::Thread,
-            n => CommunicationConfig::Process(n),
-        },
-        worker: timely::WorkerConfig::default(),
-    };
-    let guards = timely::execute(config, move |worker| {
+    let (builders, comms) = mesh::build(workers, mesh)?;
+    let config = timely::WorkerConfig::default();
+    let guards = timely::execute::execute_from(builders, Box::new(()), config, move |worker| {
         let mut resources = resources.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((feed, sender)) = resources[worker.index()].take() else { return };
+        let Some((feed, sender)) = resources[worker.index() % workers].take() else { return };
         drop(resources);
         wakers.register();
+        let _panicked = Panicked(together);
         run(worker, &spec, &view, feed, &sender, &failed, &aborted);
         for dataflow in worker.installed_dataflows() {
             worker.drop_dataflow(dataflow);
         }
     })
     .map_err(|reason| anyhow::anyhow!("the workers cannot be started: {reason}"))?;
-    Ok(Workers { guards, completed, failure })
+    Ok(Workers { guards, comms, completed, failure })
 }
 
 fn run(
@@ -113,6 +130,8 @@ fn run(
         let under_way = graph.probe.less_than(graph.ticks.time());
         if state == Fed::Idle && backlog.is_empty() && !under_way {
             worker.step_or_park(Some(PARK));
+        } else if state == Fed::End && backlog.is_empty() {
+            worker.step_or_park(Some(PARK_FED));
         } else {
             worker.step();
         }
@@ -162,6 +181,6 @@ impl Workers {
         for (index, result) in self.guards.join().into_iter().enumerate() {
             result.map_err(|what| anyhow::anyhow!("worker {index} failed: {what}"))?;
         }
-        Ok(())
+        self.comms.map_or(Ok(()), Comms::finish)
     }
 }

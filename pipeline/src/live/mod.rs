@@ -65,6 +65,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{oneshot, watch};
 
 use crate::clock::Clock;
+use crate::cluster::{Cluster, Leader};
 use crate::decode::Door;
 use crate::durable::{self, Journal, OnDurable, Snapshots, Surroundings};
 use crate::engine::feed::{LiveQueue, OnEntry, ResumeFeed};
@@ -144,6 +145,7 @@ pub struct Live {
     ingest: JoinHandle<()>,
     engine: JoinHandle<EngineResult>,
     journal: Option<Journal>,
+    cluster: Option<Cluster>,
     history: Option<PathBuf>,
     positions: Positions,
     watches: Watches,
@@ -155,9 +157,14 @@ impl Live {
     /// Starts the engine; returns when it stands where an earlier process left it. Everything that
     /// can be refused is refused here.
     pub fn start(setup: Setup) -> anyhow::Result<Live> {
+        Live::start_with(setup, None)
+    }
+
+    /// The same, with workers in further processes, which are waited for.
+    pub fn start_with(setup: Setup, leader: Option<Leader>) -> anyhow::Result<Live> {
         let Setup { config, clock, speed, listener, history, state, ledger, mut controls } = setup;
         let speed = speed.max(1);
-        let registry = setup::registry(&config);
+        let registry = Arc::new(setup::registry(&config));
         let view = RegistryView::new(registry.clone());
         let spec = Arc::new(setup::feature_spec(&config, Mode::Live)?);
         let tokens = access::tokens(&config)?;
@@ -213,7 +220,7 @@ impl Live {
         batches.restore(engine.inputs.batches.clone());
         door.resume_sequence(engine.inputs.sequence);
         engine.inputs.positions.iter().for_each(|position| positions.durable(position));
-        intake.recover(until.is_some());
+        intake.recover(until.is_some() || leader.is_some());
 
         let decided = Arc::<AtomicU64>::default();
         let watches = Watches::default();
@@ -266,9 +273,11 @@ impl Live {
         let (stop, stopped) = bounded(1);
         let (ending, ended) = watch::channel(false);
         let queue_frames = config.engine.queue_frames;
+        let joined = leader.map(|leader| leader.join(&registry, queue_frames)).transpose()?;
+        let (others, cluster) = joined.unzip();
         let ended_by_itself = stop.clone();
         let engine = std::thread::Builder::new().name("decide".into()).spawn(move || {
-            let result = engine::run(spec, view, feeds, queue_frames, wakers, decider);
+            let result = engine::run(spec, view, feeds, queue_frames, wakers, decider, others);
             ending.send_replace(true);
             // The ingest loop, which may be waiting for room, must not wait for ever.
             let _ = ended_by_itself.try_send(());
@@ -279,8 +288,8 @@ impl Live {
             while decided.load(Ordering::Acquire) < until && !*ended.borrow() {
                 std::thread::sleep(SETTLE_EVERY);
             }
-            intake.recover(false);
         }
+        intake.recover(false);
         model_file::watch(&config, &inputs, intake.clone())?;
         let durable = journal.as_ref().zip(snapshot_busy).map(|(journal, snapshot_busy)| {
             ingest::DurableEnds {
@@ -323,6 +332,7 @@ impl Live {
             ingest,
             engine,
             journal,
+            cluster,
             history,
             positions,
             watches,
@@ -386,7 +396,7 @@ impl Live {
         self.ended.clone()
     }
 
-    /// Waits until the process is told to stop (ctrl-c or SIGTERM), the engine ended by itself or its
+    /// Waits until the process, or a follower, is told to stop (ctrl-c or SIGTERM), the engine ended by itself or its
     /// source failed, or `time` has passed; says `ready` when signals are heeded. A second signal ends
     /// the process at once, with exit code 130.
     pub fn wait(&self, time: Option<Duration>, ready: impl FnOnce()) {
@@ -405,8 +415,19 @@ impl Live {
                     tokio::time::sleep(LOOK_EVERY).await;
                 }
             };
+            let mut stop_asked = self.cluster.as_ref().map(Cluster::stop_asked);
+            let asked = async {
+                let asked = match &mut stop_asked {
+                    Some(asked) => asked.wait_for(|asked| *asked).await.is_ok(),
+                    None => false,
+                };
+                if !asked {
+                    std::future::pending::<()>().await;
+                }
+            };
             tokio::select! {
                 () = timer => {}
+                () = asked => {}
                 () = failed => {}
                 () = signals.next() => tracing::info!("stopping; a second signal ends at once"),
                 _ = ended.wait_for(|ended| *ended) => {}
@@ -444,6 +465,9 @@ impl Live {
         // Where the journal failed, everything else followed.
         journal?;
         let (summary, failure) = result?;
+        if let (Some(cluster), None) = (self.cluster, &failure) {
+            cluster.end();
+        }
         failure.map_or(Ok(summary), Err)
     }
 }
@@ -470,7 +494,7 @@ fn again(positions: Positions, batches: Batches, door: Arc<Door>) -> OnEntry {
 }
 
 /// Requests to end the process.
-struct Signals {
+pub(crate) struct Signals {
     #[cfg(unix)]
     terminate: Option<tokio::signal::unix::Signal>,
     #[cfg(unix)]
@@ -480,20 +504,20 @@ struct Signals {
 impl Signals {
     /// From here on they do not end it by themselves.
     #[cfg(unix)]
-    fn heed() -> Signals {
+    pub(crate) fn heed() -> Signals {
         use tokio::signal::unix::{SignalKind, signal};
         let of = |kind| signal(kind).inspect_err(|error| tracing::warn!(%error, "no signals")).ok();
         Signals { terminate: of(SignalKind::terminate()), interrupt: of(SignalKind::interrupt()) }
     }
 
     #[cfg(not(unix))]
-    fn heed() -> Signals {
+    pub(crate) fn heed() -> Signals {
         Signals {}
     }
 
     /// Resolves at the next one.
     #[cfg(unix)]
-    async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         async fn of(signal: &mut Option<tokio::signal::unix::Signal>) {
             match signal {
                 Some(signal) => {
@@ -509,7 +533,7 @@ impl Signals {
     }
 
     #[cfg(not(unix))]
-    async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         let _ = tokio::signal::ctrl_c().await;
     }
 }

@@ -126,7 +126,7 @@ pub fn other_config(state: &Path, config: &Checked) -> anyhow::Result<Option<Str
     if !state.join(JOURNAL).exists() {
         return Ok(None);
     }
-    let registry = setup::registry(&Arc::new(config.clone()));
+    let registry = Arc::new(setup::registry(&Arc::new(config.clone())));
     let recovered = recover(state, &registry, None, journal_options(config))?;
     let before = recovered.tail.and(recovered.started).map(|started| started.config_toml);
     Ok(before.filter(|before| *before != config.outcome_toml()))
