@@ -150,7 +150,7 @@ impl Home {
 
     fn process(&self, which: &str, more: &[&str]) -> Process {
         let place = ["--processes", "2", "--process", which, "--hosts", "hosts"];
-        self.start(&[&place, &["--set", "engine.workers=2"], more].concat())
+        self.start(&[&place[..], &["--set", "engine.workers=2"], more].concat())
     }
 
     fn both(&self) -> (Process, Process) {
@@ -219,17 +219,18 @@ fn replay(history: &Path, workers: &str) -> Value {
     })
 }
 
-/// Ten events with ids of their own, over many campaigns.
+/// Ten events with ids of their own, of creatives over many campaigns; those of every fifth batch are
+/// clicks on what the four before it showed.
 fn batch(number: usize) -> String {
     let now_us = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64;
+    let kind = if number % 5 == 4 { "click" } else { "impression" };
     let row = |at: usize| {
-        let kind = if at % 5 == 4 { "click" } else { "impression" };
         json!({
             "type": "event", "ts_us": now_us, "kind": kind,
-            "event_id": format!("{number}-{at}"), "tenant": format!("t{}", number % 3),
-            "platform": "meta", "account": format!("a{}", number % 5),
-            "campaign": format!("c{}", at % 10), "ad_group": "g1",
-            "creative": format!("x{}", number % 7), "user": format!("u{at}"),
+            "event_id": format!("{number}-{at}"), "tenant": format!("t{}", at % 3),
+            "platform": "meta", "account": format!("a{}", at % 5),
+            "campaign": format!("c{at}"), "ad_group": "g1",
+            "creative": format!("x{}", number / 5), "user": format!("u{at}"),
             "cost_micros": 1_000 * at, "revenue_micros": 0,
         })
     };
