@@ -72,7 +72,8 @@ pub fn recover(
     let last = writer.last_tick().filter(|last| snapshot.is_none_or(|at| *last > at));
     let tail = last.map(|last| {
         let reader = JournalReader::open(&dir.join(JOURNAL))?;
-        reader.ticks(registry, snapshot).map(|entries| Tail { entries, last })
+        // Without a snapshot the journal must reach back to its beginning.
+        reader.ticks(registry, snapshot.or(Some(0))).map(|entries| Tail { entries, last })
     });
     let (tail, started) = (tail.transpose()?, opened.last_start);
     Ok(Recovered { writer, snapshot, items, stage, engine, tail, started })

@@ -218,7 +218,9 @@ impl Gathering {
         })?;
         let (bytes, took) = (committed.bytes, open.started.elapsed());
         events::SnapshotTaken { tick: open.tick, bytes, took }.emit();
-        if let Some(oldest) = self.store.keep(self.surroundings.keep)?.oldest_kept {
+        let oldest = self.store.keep(self.surroundings.keep)?.oldest_kept;
+        // As long as there is only one, the journal is what stands in for it.
+        if let Some(oldest) = oldest.filter(|oldest| *oldest < open.tick) {
             self.surroundings.journal_from.store(oldest + 1, Ordering::Release);
         }
         Ok(())
