@@ -105,16 +105,16 @@ fn fill(
     next: Option<&Path>,
 ) -> Result<(), JournalError> {
     report.bytes = path.metadata().map_err(JournalError::io("read", path))?.len();
-    let counts = match next {
-        Some(next) => {
-            let link = segment::header(next)?.previous;
-            let link = link.filter(|link| link.first_tick == first_tick);
+    // Damage of the next header is told there.
+    let counts = match next.map(segment::header) {
+        Some(Ok(header)) => {
+            let link = header.previous.filter(|link| link.first_tick == first_tick);
             Some(link.ok_or_else(|| JournalError::Missing {
-                path: next.to_owned(),
+                path: next.unwrap_or(path).to_owned(),
                 previous: "another segment".to_owned(),
             })?)
         }
-        None => None,
+        Some(Err(_)) | None => None,
     };
     let mut reader = SegmentReader::open(path, counts)?;
     report.created_by.clone_from(&reader.header.created_by);

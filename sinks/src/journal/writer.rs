@@ -91,6 +91,8 @@ pub struct JournalWriter {
     /// The last durable tick.
     durable: Option<Tick>,
     buffer: Vec<u8>,
+    /// [`FRAME_BYTES`], less in tests.
+    pub(super) frame_bytes: usize,
 }
 
 impl JournalWriter {
@@ -134,6 +136,7 @@ impl JournalWriter {
             appended: opened.last_tick,
             durable: opened.last_tick,
             buffer: Vec::new(),
+            frame_bytes: FRAME_BYTES,
         };
         Ok((writer, opened))
     }
@@ -150,7 +153,7 @@ impl JournalWriter {
         if let Some(last) = self.appended.filter(|last| *last >= tick) {
             return Err(JournalError::TickOrder { tick, last });
         }
-        if self.filling().len() >= FRAME_BYTES {
+        if self.filling().ticks.is_some() && self.filling().len() >= self.frame_bytes {
             self.frames.push(FrameBuilder::default());
         }
         let frame = self.filling();

@@ -1,5 +1,12 @@
 //! The journal under crash, damage, full disks and growth. Here: the rig, and what comes back.
 
+mod crash;
+mod evolution;
+mod faults;
+mod fuzz;
+mod upkeep;
+
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -46,8 +53,51 @@ fn id(registry: &Registry, n: u32) -> EntityId {
     registry.lookup(&name(n).parse().unwrap()).unwrap()
 }
 
+/// The file system without waiting for it: these tests crash by hand.
+#[derive(Clone, Copy)]
+struct Quick;
+
+struct QuickFile(Box<dyn Output>);
+
+impl Output for QuickFile {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all(bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn cut(&mut self, length: u64) -> io::Result<()> {
+        self.0.cut(length)
+    }
+}
+
+impl Disk for Quick {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn Output>> {
+        Ok(Box::new(QuickFile(FileSystem.create(path)?)))
+    }
+
+    fn open_at(&self, path: &Path, length: u64) -> io::Result<Box<dyn Output>> {
+        Ok(Box::new(QuickFile(FileSystem.open_at(path, length)?)))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        FileSystem.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        FileSystem.remove(path)
+    }
+
+    fn sync_folder(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 fn open(dir: &Path, registry: &Arc<Registry>, options: &JournalOptions) -> (JournalWriter, Opened) {
-    JournalWriter::open(dir, options.clone(), RegistryView::new(registry.clone())).unwrap()
+    let view = RegistryView::new(registry.clone());
+    JournalWriter::open_on(Box::new(Quick), dir, options.clone(), view).unwrap()
 }
 
 fn small() -> JournalOptions {
@@ -173,6 +223,21 @@ fn translated(entries: &[TickEntry], from: &Arc<Registry>, to: &Registry) -> Vec
 
 fn files(dir: &Path) -> Vec<PathBuf> {
     segments(dir).unwrap().into_iter().map(|(_, path)| path).collect()
+}
+
+/// `groups` groups of up to three ticks.
+fn some_groups(registry: &Registry, groups: u64) -> Vec<Vec<TickEntry>> {
+    let mut tick = 1_700_000_000_000;
+    let seed = |n: u64| xxhash_rust::xxh3::xxh3_64(&n.to_le_bytes());
+    (0..groups)
+        .map(|group| {
+            let next = |k| {
+                tick += 1 + k;
+                entry(registry, tick, seed(group * 10 + k))
+            };
+            (0..1 + group % 3).map(next).collect()
+        })
+        .collect()
 }
 
 proptest! {
