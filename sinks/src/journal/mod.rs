@@ -44,7 +44,6 @@ pub use inspect::{Inspection, SegmentReport, dump, inspect};
 pub use reader::{JournalReader, Ticks};
 pub use retain::{Removed, Retention};
 pub use segment::list as segments;
-pub(crate) use segment::{closed_segments, first_tick_of};
 pub use writer::{JournalOptions, JournalWriter, Opened};
 
 #[cfg(test)]

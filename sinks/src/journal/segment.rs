@@ -62,32 +62,9 @@ pub(super) fn name(first_tick: Tick) -> String {
 }
 
 /// The first tick of the segment of this name; `None` when it is none.
-pub(crate) fn first_tick_of(name: &str) -> Option<Tick> {
+fn first_tick_of(name: &str) -> Option<Tick> {
     let digits = name.strip_prefix("journal-")?.strip_suffix(EXTENSION)?.strip_suffix('.')?;
     (digits.len() == 20).then(|| digits.parse().ok()).flatten()
-}
-
-/// A segment to which nothing will be added.
-pub(crate) struct Closed {
-    /// File name.
-    pub(crate) name: String,
-    /// The file.
-    pub(crate) path: PathBuf,
-    /// The bytes of it that count.
-    pub(crate) bytes: u64,
-    /// First tick of the segment behind it.
-    pub(crate) next_tick: Tick,
-}
-
-/// The closed segments of the journal in `dir`, oldest first.
-pub(crate) fn closed_segments(dir: &Path) -> Result<Vec<Closed>, JournalError> {
-    let chain = chain(dir)?;
-    let nexts = chain.iter().skip(1).map(|(first_tick, ..)| *first_tick);
-    let closed = chain.iter().zip(nexts).filter_map(|((first_tick, path, counts), next_tick)| {
-        let (name, path) = (name(*first_tick), path.clone());
-        counts.map(|link| Closed { name, path, bytes: link.bytes, next_tick })
-    });
-    Ok(closed.collect())
 }
 
 /// The segments of the journal in `dir` by their first tick, oldest first. No folder is no segments.
