@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use omnify_bench::{crash, generate, kafka, latency, replay, restart};
+use omnify_bench::{churn, crash, generate, kafka, latency, replay, restart};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -58,6 +59,30 @@ enum Command {
         #[arg(long)]
         state: Option<PathBuf>,
         /// Overrides, for example --set engine.tick=5ms.
+        #[arg(long = "set")]
+        sets: Vec<String>,
+    },
+    /// Memory while creatives come and go, over a long simulated time.
+    Churn {
+        /// Real time of the run in minutes.
+        #[arg(long, default_value_t = 30.0)]
+        minutes: f64,
+        /// Simulated days.
+        #[arg(long, default_value_t = 180)]
+        days: u32,
+        /// Creatives that appear every day, ten to a campaign.
+        #[arg(long, default_value_t = 1_000)]
+        born_per_day: usize,
+        /// Days that each of them delivers.
+        #[arg(long, default_value_t = 10)]
+        life_days: u32,
+        /// Events of one creative on one day.
+        #[arg(long, default_value_t = 24)]
+        events_per_day: u64,
+        /// The new folder of journal and snapshots.
+        #[arg(long)]
+        dir: PathBuf,
+        /// Overrides, for example --set state.snapshot_every=5s.
         #[arg(long = "set")]
         sets: Vec<String>,
     },
@@ -162,6 +187,17 @@ fn main() -> ExitCode {
         }
         Command::Latency { rate, seconds, creatives, history, state, sets } => {
             latency::run(&latency::Options { rate, seconds, creatives, sets, history, state })
+        }
+        Command::Churn { minutes, days, born_per_day, life_days, events_per_day, dir, sets } => {
+            churn::run(&churn::Options {
+                time: Duration::from_secs_f64(minutes * 60.0),
+                days,
+                born_per_day,
+                life_days,
+                events_per_day,
+                dir,
+                sets,
+            })
         }
         Command::Crash { rounds, seed, omnify, keep } => {
             let beside = || std::env::current_exe().map(|exe| exe.with_file_name("omnify"));

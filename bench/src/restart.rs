@@ -6,7 +6,7 @@
 //! and the clock runs until it stands where the journal ends.
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use rand::SeedableRng;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use serde_json::{Value, json};
 
-use crate::{generate, latency};
+use crate::{folder_bytes, generate, latency};
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -158,7 +158,7 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
     ensure!(ready, "the feeding process ended by itself");
     let state = options.dir.join("state");
     let (journal_bytes, snapshot_bytes) =
-        (bytes(&state.join("journal")), bytes(&state.join("snapshots")));
+        (folder_bytes(&state.join("journal")), folder_bytes(&state.join("snapshots")));
     let started = Instant::now();
     let live = start(options)?;
     let restart_s = started.elapsed().as_secs_f64();
@@ -176,14 +176,4 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
         "conserved": counters.conservation().holds,
         "peak_mib": crate::peak_mib(),
     }))
-}
-
-fn bytes(dir: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
-    entries
-        .filter_map(|entry| {
-            let path = entry.ok()?.path();
-            if path.is_dir() { Some(bytes(&path)) } else { Some(path.metadata().ok()?.len()) }
-        })
-        .sum()
 }

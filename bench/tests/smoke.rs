@@ -1,6 +1,6 @@
 //! Every harness at a small size, so that none can rot. Nothing here is timed.
 
-use omnify_bench::{generate, latency, limit, replay};
+use omnify_bench::{churn, generate, latency, limit, replay};
 
 fn small() -> generate::Workload {
     generate::Workload { rows: 60_000, creatives: 300, hours: 3, ..generate::Workload::default() }
@@ -70,4 +70,24 @@ fn the_latency_harness_decides_and_conserves() {
     assert_eq!(report["conserved"], true);
     assert!(report["decisions_per_s"].as_f64().unwrap() > 0.0);
     assert!(report["decision_latency_ms"]["max"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn the_churn_harness_runs_through_its_days() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = churn::Options {
+        time: std::time::Duration::ZERO,
+        days: 4,
+        born_per_day: 20,
+        life_days: 2,
+        events_per_day: 24,
+        dir: dir.path().join("new"),
+        sets: Vec::new(),
+    };
+    let report = churn::run(&options).unwrap();
+    // 20 creatives on the first day, 40 on the others, an event an hour each.
+    assert_eq!(report["events"], (20 + 3 * 40) * 24);
+    assert_eq!(report["conserved"], true);
+    // Creatives, and an ad group and a campaign for ten of them each, below one account.
+    assert_eq!(report["entities_ever"], 4 * (20 + 2 + 2) + 2);
 }

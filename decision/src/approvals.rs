@@ -90,8 +90,8 @@ pub(crate) struct Approvals {
 
 impl Approvals {
     /// The oldest first.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Proposal> {
-        self.open.values().map(Arc::as_ref)
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Proposal>> {
+        self.open.values()
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -52,7 +52,7 @@ impl Session {
     }
 
     fn open(&self) -> Vec<Proposal> {
-        self.stage.proposals().cloned().collect()
+        self.stage.proposals().map(|open| Proposal::clone(open)).collect()
     }
 
     /// The first proposal: the goal's budget.

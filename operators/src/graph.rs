@@ -14,8 +14,8 @@
 //! the probe has passed that tick.
 //!
 //! State that was exported before enters at the first tick, on the `restore` input. `announce`
-//! hands a tick on when the items of that tick have been dealt out, so every operator finds its own
-//! in the worker's inbox.
+//! hands that tick on when its items have been dealt out, so every operator finds its own in the
+//! worker's inbox; all other ticks pass at once.
 //!
 //! The arrangement count of this graph is zero: state is dense and our own, for the reason measured
 //! in ARCHITECTURE.md. The pure-differential form is in [`crate::reference`].
@@ -209,7 +209,15 @@ pub fn build(scope: Scope<'_, Tick>, spec: &Arc<FeatureSpec>, view: &RegistryVie
                         inbox.entry(item.part).or_default().push(item);
                     }
                 });
-                ticks.for_each(|cap, marks: &mut Vec<Mark>| announced.add(cap.retain(0), marks));
+                ticks.for_each(|cap, marks: &mut Vec<Mark>| {
+                    if marks.iter().any(|mark| mark.restored) {
+                        announced.add(cap.retain(0), marks);
+                    } else {
+                        // Nothing to wait for: holding on to the tick would cost a round through
+                        // all workers.
+                        output.session(&cap).give_container(marks);
+                    }
+                });
                 while let Some((cap, mark)) = announced.pop([items_frontier, ticks_frontier]) {
                     output.session(&cap).give(mark);
                 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::{Args, Parser, Subcommand};
 use omnify_config::{Checked, Layers, LogFormat};
 
-use crate::commands::{self, Done, demo, history, journal, learn, replay, run};
+use crate::commands::{self, Done, demo, history, journal, learn, orders, replay, run};
 
 /// OmniFy: a stream-processing, real-time decision engine for advertising.
 ///
@@ -56,6 +56,16 @@ enum Command {
     /// Lists, verifies, compacts or exports a history.
     #[command(subcommand)]
     History(history::HistoryCommand),
+    /// Lists the changes that wait for a person, of a running engine.
+    Proposals(orders::ProposalsArgs),
+    /// Says yes to a proposal: it is judged anew and carried out.
+    Approve(orders::AnswerArgs),
+    /// Says no to a proposal.
+    Reject(orders::AnswerArgs),
+    /// Lets no further action leave: of a tenant, or at all.
+    Kill(orders::WhomArgs),
+    /// Lifts a kill.
+    Resume(orders::WhomArgs),
     /// Looks into a journal.
     #[command(subcommand)]
     Journal(journal::JournalCommand),
@@ -107,6 +117,11 @@ impl Cli {
             Command::Learn(args) => learn::execute(&common, &args),
             Command::CheckConfig => check_config(&common),
             Command::History(command) => history::execute(&common, &command),
+            Command::Proposals(args) => orders::proposals(&common, &args),
+            Command::Approve(args) => orders::approve(&common, &args),
+            Command::Reject(args) => orders::reject(&common, &args),
+            Command::Kill(args) => orders::kill(&common, &args),
+            Command::Resume(args) => orders::resume(&common, &args),
             Command::Journal(command) => journal::execute(&common, &command),
         };
         match result {

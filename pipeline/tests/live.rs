@@ -378,3 +378,38 @@ fn an_engine_that_loses_its_history_ends_and_takes_nothing_more() {
     assert!(error.to_string().contains("table=events"), "{error:#}");
     assert_eq!(omnify_pipeline::commands::exit_code(&error), 4);
 }
+
+/// A person's orders through the command line: a proposal approved, another rejected, a kill.
+#[test]
+fn people_order_over_the_command_line() {
+    let home = tempfile::tempdir().unwrap();
+    let sets = ["engine.decide_every=10ms", "decision.autonomy=human_led"];
+    let live = start(config(&sets), home.path());
+    let caller = Caller::new(&live);
+    caller.push(impressions("acme", 50, 0));
+    let open = caller.until("/v1/proposals", |answer| answer["open"].as_u64() > Some(0));
+    let order = |arguments: &[&str]| {
+        let output = run(&[arguments, &["--url", &caller.base, "--json"]].concat());
+        (output.status.code(), json_of(&output))
+    };
+    let (code, listed) = order(&["proposals", "--under", "acme"]);
+    assert_eq!((code, &listed["open"]), (Some(0), &open["open"]));
+    let id = listed["proposals"][0]["id"].as_str().unwrap();
+    let (code, answer) = order(&["approve", id, "--by", "ann"]);
+    assert_eq!((code, &answer["accepted"]), (Some(0), &json!(true)), "{answer}");
+    let is_answer = |decision: &Value| {
+        let policy = decision["policy"].as_str().unwrap_or_default();
+        policy.starts_with("approval") && decision["entity"] == "acme/meta/a1/c1"
+    };
+    let answered = |answer: &Value| answer["decisions"].as_array().unwrap().iter().any(is_answer);
+    caller.until("/v1/decisions?limit=1000", answered);
+    let (code, again) = order(&["reject", id, "--by", "bob", "--reason", "late"]);
+    assert_ne!(code, Some(0), "{again}");
+    assert!(again["error"].as_str().unwrap().contains(id), "{again}");
+    let (code, answer) = order(&["kill", "--tenant", "acme"]);
+    assert_eq!((code, &answer["accepted"]), (Some(0), &json!(true)), "{answer}");
+    live.stop().unwrap();
+    let (code, gone) = order(&["resume"]);
+    assert_eq!(code, Some(5), "{gone}");
+    assert!(gone["error"].as_str().unwrap().contains("no engine answers"), "{gone}");
+}

@@ -12,7 +12,7 @@ use crate::draft::{Draft, Outcomes};
 
 impl Stage {
     /// The proposals that wait for a person, the oldest first.
-    pub fn proposals(&self) -> impl Iterator<Item = &Proposal> {
+    pub fn proposals(&self) -> impl Iterator<Item = &Arc<Proposal>> {
         self.approvals.iter()
     }
 

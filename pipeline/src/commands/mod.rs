@@ -4,6 +4,7 @@ pub mod demo;
 pub mod history;
 pub mod journal;
 pub mod learn;
+pub mod orders;
 pub mod replay;
 pub mod run;
 

@@ -252,6 +252,8 @@ impl Running {
                 }
             }
             if due {
+                let open = self.decider.stage.iter().flat_map(Stage::proposals);
+                board.proposals(open.cloned());
                 board.publish(tick, self.summary.counters.clone());
             }
         }

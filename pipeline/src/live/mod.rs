@@ -14,6 +14,7 @@
 //! | `intake` | the bounded door that every source sends its batches through |
 //! | `ingest` | the loop that closes ticks and keeps the account of rows |
 //! | `push` | `POST /v1/events` |
+//! | `orders` | what people tell the engine: approvals, kills |
 //! | `batches` | the memory of idempotency keys |
 //! | `overload` | what gives way when the engine cannot keep up |
 //! | `past` | where an earlier process stood, and the history it wrote |
@@ -44,6 +45,7 @@ mod ingest;
 mod intake;
 pub mod market;
 mod model_file;
+mod orders;
 mod overload;
 mod past;
 mod push;
@@ -258,6 +260,7 @@ impl Live {
                     metrics: Some(metrics),
                     ingest: Some(Arc::new(push)),
                     bidder: Some(Arc::new(bidder::BookBidder::new(book))),
+                    orders: Some(Arc::new(orders::HttpOrders::new(intake.clone()))),
                     hosts: access::hosts(&address, &tokens),
                     tokens,
                     present: Some(Arc::new(move || lag_clock.now())),

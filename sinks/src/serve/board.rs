@@ -4,18 +4,20 @@
 //! # Contract
 //! [`Board::publish`] is called once per tick, after everything of that tick was told, idle ticks
 //! included. It publishes at most every [`BoardConfig::publish_every_ms`] of ticks, so its cost does not grow
-//! with the tick rate. Everything kept is bounded by the configuration and the number of entities.
+//! with the tick rate. Everything kept is bounded by the configuration and the number of entities:
+//! creatives and ad groups whose windows have been empty for a day are forgotten until they deliver again.
 //!
 //! It reads no clock, does no IO and never waits for a reader.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use omnify_decision::action::{Action, Decision, Id, Setting, Status};
+use omnify_decision::approvals::Proposal;
 use omnify_decision::control::{Actual, Outcome};
 use omnify_decision::goal::Goal;
 use omnify_operators::model::{
-    Currency, EntityInfo, EntityKey, FeatureRow, Frame, Level, Tick, WindowSpec,
+    Currency, EntityInfo, EntityKey, FeatureRow, Frame, Level, Stats, Tick, WindowSpec,
 };
 use tokio::sync::watch;
 
@@ -35,6 +37,12 @@ const PULSE_EVERY_MS: u64 = 1_000;
 
 /// Entities whose settings are remembered before their first row; those of more are reported again.
 const EARLY_MAX: usize = 65_536;
+
+/// Rows looked at for forgetting at one publication.
+const FORGET_ROWS: u32 = 4_096;
+const HOUR_MS: u64 = 3_600_000;
+/// A row whose windows are empty is kept this long after its last evaluation.
+const KEEP_MS: u64 = 24 * HOUR_MS;
 
 /// Says the currency of an entity's amounts.
 pub type CurrencyOf = dyn Fn(&EntityKey) -> Option<Currency> + Send + Sync;
@@ -90,11 +98,17 @@ pub struct Board {
     rows: Rows,
     index: Arc<LazyIndex>,
     added: Vec<(EntityKey, u32)>,
+    /// Ids of rows forgotten since the last publication.
+    removed: HashSet<u32>,
+    /// The hour of the last look for rows to forget, and the id up to which it has come.
+    hour: u64,
+    looked: u32,
     ids: HashMap<EntityKey, u32>,
     /// Settings reported of entities that have no row yet.
     early: HashMap<EntityKey, Actual>,
     decisions: DecisionFeed,
     actions: ActionLog,
+    proposals: Arc<[Arc<Proposal>]>,
     accounts: Arc<BTreeMap<EntityKey, Watermarks>>,
     pulse: VecDeque<PulsePoint>,
     sequence: u64,
@@ -115,6 +129,7 @@ impl Board {
         let decisions = DecisionFeed::new(config.decisions_kept);
         let actions = ActionLog::new(config.actions_kept);
         let index = Arc::<LazyIndex>::default();
+        let proposals: Arc<[Arc<Proposal>]> = Arc::default();
         let accounts = Arc::<BTreeMap<EntityKey, Watermarks>>::default();
         let (publisher, _) = watch::channel(Arc::new(Snapshot {
             sequence: 0,
@@ -123,6 +138,7 @@ impl Board {
             setup: setup.clone(),
             decisions: decisions.clone(),
             actions: actions.feed.clone(),
+            proposals: proposals.clone(),
             pulse: VecDeque::new(),
             specs: specs.clone(),
             accounts: accounts.clone(),
@@ -138,10 +154,14 @@ impl Board {
             rows: Rows::default(),
             index,
             added: Vec::new(),
+            removed: HashSet::new(),
+            hour: 0,
+            looked: 0,
             ids: HashMap::new(),
             early: HashMap::new(),
             decisions,
             actions,
+            proposals,
             accounts,
             pulse: VecDeque::new(),
             sequence: 0,
@@ -216,6 +236,11 @@ impl Board {
         settings.status = actual.status.or(settings.status);
     }
 
+    /// Takes over the changes that wait for a person, the oldest first.
+    pub fn proposals(&mut self, open: impl Iterator<Item = Arc<Proposal>>) {
+        self.proposals = open.collect();
+    }
+
     /// Sets the watermarks of an account that has its own.
     pub fn watermarks(&mut self, account: EntityKey, watermarks: Watermarks) {
         Arc::make_mut(&mut self.accounts).insert(account, watermarks);
@@ -239,8 +264,11 @@ impl Board {
         self.published = Some(tick);
         self.sequence += 1;
         self.beat(tick, &counters);
-        if !self.added.is_empty() {
-            self.index = LazyIndex::extend(&self.index, std::mem::take(&mut self.added));
+        self.forget(tick);
+        if !self.added.is_empty() || !self.removed.is_empty() {
+            let added = std::mem::take(&mut self.added);
+            self.index = LazyIndex::change(&self.index, &self.removed, added);
+            self.removed.clear();
         }
         self.publisher.send_replace(Arc::new(Snapshot {
             sequence: self.sequence,
@@ -249,6 +277,7 @@ impl Board {
             setup: self.setup.clone(),
             decisions: self.decisions.clone(),
             actions: self.actions.feed.clone(),
+            proposals: self.proposals.clone(),
             pulse: self.pulse.clone(),
             specs: self.specs.clone(),
             accounts: self.accounts.clone(),
@@ -273,6 +302,24 @@ impl Board {
             actions: counters.actions_total(),
             p99_ms: counters.latency_ms.map(|latency| latency.p99),
         });
+    }
+
+    /// Once an hour every row is looked at, some at each publication; those of creatives and ad
+    /// groups that have long been silent go. Campaigns and what is above them stay.
+    fn forget(&mut self, tick: Tick) {
+        let hour = tick / HOUR_MS;
+        if hour > self.hour {
+            (self.hour, self.looked) = (hour, 0);
+        }
+        let end = self.rows.bound().min(self.looked.saturating_add(FORGET_ROWS));
+        for id in std::mem::replace(&mut self.looked, end)..end {
+            let gone = self.rows.get(id).filter(|row| is_gone(row, tick));
+            if let Some(key) = gone.map(|row| row.info.key.clone()) {
+                self.rows.remove(id);
+                self.ids.remove(&key);
+                self.removed.insert(id);
+            }
+        }
     }
 
     fn row_mut(&mut self, id: u32) -> Option<&mut Row> {
@@ -361,6 +408,14 @@ impl Board {
             error: decision.pacing_error,
         })
     }
+}
+
+/// Whether a row says nothing any more: nothing in any window for a while, and not expected again
+/// by the stage, which knows campaigns and what is above them.
+fn is_gone(row: &Row, tick: Tick) -> bool {
+    row.info.level > Level::Campaign
+        && tick.saturating_sub(row.features.tick) > KEEP_MS
+        && row.features.windows.iter().all(Stats::is_empty)
 }
 
 /// The setting of the same kind as `wanted` that is true now, if known.

@@ -13,7 +13,7 @@
 //!   number that is not defined is `null`, never zero.
 //!
 //! # What this module never does
-//! It decides nothing, changes no state of the engine but through [`Ingest`], and reads no clock:
+//! It decides nothing, changes no state of the engine but through [`Ingest`] and [`Orders`], and reads no clock:
 //! the present tick is an argument ([`AppState::present`]).
 
 mod assets;
@@ -24,6 +24,7 @@ mod error;
 mod features;
 mod feed;
 mod feeds;
+mod orders;
 mod ports;
 mod ports_http;
 mod router;
@@ -38,7 +39,10 @@ mod view;
 pub use board::{Board, BoardConfig, CurrencyOf};
 pub use counters::{Conservation, Counters, LatencyMs, Problem, Watermarks};
 pub use feed::{ActionFeed, ActionState, DecisionFeed, KeptAction, KeptDecision};
-pub use ports::{Accepted, BidError, Bidder, Ingest, IngestFuture, Push, PushError, PushFormat};
+pub use ports::{
+    Accepted, BidError, Bidder, Ingest, IngestFuture, OrderFuture, Orders, Push, PushError,
+    PushFormat,
+};
 pub use router::{AppState, BuildInfo, Limits, OPENAPI, Present, router};
 pub use server::serve;
 pub use snapshot::{Pacing, PulsePoint, Row, Setup, Snapshot, Spark, SparkPoint};

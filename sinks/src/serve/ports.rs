@@ -1,10 +1,11 @@
-//! The two doors through which a request reaches the engine. The pipeline implements them.
+//! The doors through which a request reaches the engine. The pipeline implements them.
 
 use std::future::Future;
 use std::pin::Pin;
 
 use bytes::Bytes;
 use omnify_decision::bid::{BidAnswer, BidContext};
+use omnify_decision::control::Control;
 use serde::Serialize;
 
 use super::tokens::Scope;
@@ -77,6 +78,16 @@ pub type IngestFuture<'a> = Pin<Box<dyn Future<Output = Result<Accepted, PushErr
 pub trait Ingest: Send + Sync {
     /// Takes in the events of `push`.
     fn push(&self, push: Push) -> IngestFuture<'_>;
+}
+
+/// The answer of [`Orders::order`].
+pub type OrderFuture<'a> = Pin<Box<dyn Future<Output = Result<(), PushError>> + Send + 'a>>;
+
+/// Takes what people tell the engine: answers to proposals, kills and their end.
+pub trait Orders: Send + Sync {
+    /// Resolves when `control` is durable and on its way to its tick, or says why it was not taken.
+    /// An engine that is behind takes it all the same.
+    fn order(&self, control: Control) -> OrderFuture<'_>;
 }
 
 /// Why there is no answer at all.

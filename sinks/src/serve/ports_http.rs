@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use omnify_decision::bid::BidContext;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
 use super::ports::{Accepted, BidError, Push, PushError, PushFormat};
@@ -147,7 +148,7 @@ fn broken(error: &axum::Error) -> ApiError {
 }
 
 /// `before` is what earlier pieces of a stream brought; `piece` counts them.
-fn push_error(error: &PushError, before: &Accepted, piece: u64) -> ApiError {
+pub(super) fn push_error(error: &PushError, before: &Accepted, piece: u64) -> ApiError {
     let message = match piece {
         0 => error.to_string(),
         _ => {
@@ -194,8 +195,22 @@ fn format_of(headers: &HeaderMap) -> Result<PushFormat, ApiError> {
     }
 }
 
-async fn read(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
-    Pieces::new(body, PushFormat::Json, bytes_max).next().await.map(|(body, _)| body)
+/// One JSON object of a content type that a web page cannot send to another origin unasked; `hint`
+/// says how it is written.
+pub(super) async fn read_json<T: DeserializeOwned>(
+    headers: &HeaderMap,
+    body: Body,
+    bytes_max: usize,
+    hint: &str,
+) -> Result<T, ApiError> {
+    if format_of(headers)? != PushFormat::Json {
+        let hint = "send one JSON object with content type application/json";
+        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        return Err(ApiError::new(status, "content_type", "this request is JSON", hint));
+    }
+    let (body, _) = Pieces::new(body, PushFormat::Json, bytes_max).next().await?;
+    serde_json::from_slice(&body)
+        .map_err(|bad| ApiError::new(StatusCode::BAD_REQUEST, "malformed", bad.to_string(), hint))
 }
 
 pub(super) async fn bids(
@@ -204,16 +219,8 @@ pub(super) async fn bids(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    if format_of(&headers)? != PushFormat::Json {
-        let hint = "send one JSON object with content type application/json";
-        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-        return Err(ApiError::new(status, "content_type", "a bid request is JSON", hint));
-    }
-    let body = read(body, BID_BYTES_MAX).await?;
-    let context: BidContext = serde_json::from_slice(&body).map_err(|bad| {
-        let hint = r#"send {"key": "tenant/platform/account/campaign"}; see /openapi.json"#;
-        ApiError::new(StatusCode::BAD_REQUEST, "malformed", bad.to_string(), hint)
-    })?;
+    let hint = r#"send {"key": "tenant/platform/account/campaign"}; see /openapi.json"#;
+    let context: BidContext = read_json(&headers, body, BID_BYTES_MAX, hint).await?;
     if !scope.sees(&context.key) {
         return Err(ApiError::wrong_tenant(context.key.tenant()));
     }
@@ -241,6 +248,6 @@ fn bid(app: &App, context: &BidContext) -> Result<Response, ApiError> {
     Ok(no_store(Json(bid).into_response()))
 }
 
-fn unavailable(code: &'static str, message: &str, hint: &str) -> ApiError {
+pub(super) fn unavailable(code: &'static str, message: &str, hint: &str) -> ApiError {
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, message, hint)
 }

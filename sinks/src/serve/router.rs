@@ -18,10 +18,10 @@ use tower_http::decompression::RequestDecompressionLayer;
 
 use super::cache::Answer;
 use super::error::ApiError;
-use super::ports::{Bidder, Ingest};
+use super::ports::{Bidder, Ingest, Orders};
 use super::snapshot::Snapshot;
 use super::tokens::{Scope, TokenTable};
-use super::{assets, features, feeds, ports_http, status, stream};
+use super::{assets, features, feeds, orders, ports_http, status, stream};
 
 /// The API's description, OpenAPI 3.1; a test keeps it and the routes equal.
 pub const OPENAPI: &str = include_str!("openapi.json");
@@ -87,6 +87,8 @@ pub struct AppState {
     pub ingest: Option<Arc<dyn Ingest>>,
     /// Answers bids; 503 without it.
     pub bidder: Option<Arc<dyn Bidder>>,
+    /// Takes what people tell the engine; 503 without it.
+    pub orders: Option<Arc<dyn Orders>>,
     /// Who may see what. Open by default: then bind to localhost only.
     pub tokens: TokenTable,
     /// The tick that should have been reached by now, for `/readyz`; lag is unknown without it.
@@ -111,6 +113,7 @@ impl AppState {
             metrics: None,
             ingest: None,
             bidder: None,
+            orders: None,
             tokens: TokenTable::open(),
             present: None,
             hosts: None,
@@ -151,6 +154,11 @@ pub(super) fn build(state: AppState, closing: Arc<watch::Sender<bool>>) -> Route
         .route("/v1/features/{*entity}", get(features::one))
         .route("/v1/decisions", get(feeds::decisions))
         .route("/v1/actions", get(feeds::actions))
+        .route("/v1/proposals", get(orders::proposals))
+        .route("/v1/proposals/{id}/approve", post(orders::approve))
+        .route("/v1/proposals/{id}/reject", post(orders::reject))
+        .route("/v1/kill", post(orders::kill))
+        .route("/v1/resume", post(orders::resume))
         .route("/v1/stream", get(stream::stream))
         .route("/v1/status", get(status::status))
         .route("/v1/codes", get(status::codes))

@@ -42,6 +42,24 @@ impl Rows {
         self.slot(id).as_mut()
     }
 
+    /// Forgets the row of `id`.
+    pub(super) fn remove(&mut self, id: u32) {
+        if self.get(id).is_none() {
+            return;
+        }
+        *self.slot(id) = None;
+        let (page, chunk, _) = place(id);
+        let page = Arc::make_mut(&mut self.0[page]);
+        if page[chunk].as_ref().is_some_and(|chunk| chunk.iter().all(Option::is_none)) {
+            page[chunk] = None;
+        }
+    }
+
+    /// Ids below which all rows are.
+    pub(super) fn bound(&self) -> u32 {
+        u32::try_from(self.0.len() * PAGE_ROWS).unwrap_or(u32::MAX)
+    }
+
     /// The place of `id`'s row for writing, made if there is none.
     pub(super) fn slot(&mut self, id: u32) -> &mut Option<Row> {
         let (page, chunk, at) = place(id);

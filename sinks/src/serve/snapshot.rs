@@ -5,9 +5,10 @@
 //! likes and never makes the writer wait.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{Arc, OnceLock};
 
+use omnify_decision::approvals::Proposal;
 use omnify_decision::control::Actual;
 use omnify_decision::goal::{Objective, Pricing};
 use omnify_operators::model::{
@@ -120,6 +121,8 @@ pub struct Snapshot {
     pub decisions: DecisionFeed,
     /// The newest actions.
     pub actions: ActionFeed,
+    /// Changes that wait for a person, the oldest first.
+    pub proposals: Arc<[Arc<Proposal>]>,
     /// The engine's recent pulse, oldest first.
     pub pulse: VecDeque<PulsePoint>,
     pub(super) specs: Arc<[WindowSpec]>,
@@ -216,16 +219,24 @@ pub(super) struct LazyIndex {
 }
 
 impl LazyIndex {
-    /// An index of the entities of `previous` and `added`.
-    pub(super) fn extend(previous: &LazyIndex, mut added: Vec<Entry>) -> Arc<LazyIndex> {
-        let base = if let Some(sorted) = previous.sorted.get() {
+    /// An index of the entities of `previous` without those `removed`, and those `added`.
+    pub(super) fn change(
+        previous: &LazyIndex,
+        removed: &HashSet<u32>,
+        mut added: Vec<Entry>,
+    ) -> Arc<LazyIndex> {
+        let stays = |entry: &&Entry| !removed.contains(&entry.1);
+        let mut base = if let Some(sorted) = previous.sorted.get() {
             sorted.clone()
         } else {
-            let mut all = previous.added.clone();
+            let mut all: Vec<Entry> = previous.added.iter().filter(stays).cloned().collect();
             all.append(&mut added);
             added = all;
             previous.base.clone()
         };
+        if !removed.is_empty() {
+            base = Arc::new(base.iter().filter(stays).cloned().collect());
+        }
         Arc::new(LazyIndex { base, added, sorted: OnceLock::new() })
     }
 

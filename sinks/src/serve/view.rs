@@ -1,6 +1,8 @@
 //! Rows, decisions and actions as JSON. Numbers that are not defined are `null`.
 
 use omnify_decision::action::{ActionKind, Prediction, Setting, Status};
+use omnify_decision::approvals::Proposal;
+use omnify_decision::autonomy::Required;
 use omnify_operators::model::{
     Currency, Estimate, EventTime, FatigueState, Level, Stats, Tick, WindowSpec, us_of_tick,
 };
@@ -272,6 +274,58 @@ impl<'a> DecisionView<'a> {
             predicted: decision.predicted,
             propensity: decision.propensity,
             pacing_error: decision.pacing_error,
+        }
+    }
+}
+
+/// A change that waits for a person.
+#[derive(Serialize)]
+pub(super) struct ProposalView<'a> {
+    id: String,
+    decision: String,
+    tick: Tick,
+    expires_tick: Tick,
+    owner: &'a str,
+    entity: &'a str,
+    currency: Option<Currency>,
+    goal: &'a str,
+    policy: &'static str,
+    model_version: u64,
+    kind: ActionKind,
+    before: Option<&'a Setting>,
+    proposed: &'a Setting,
+    reasons: &'a [&'static str],
+    guardrails: &'a [&'static str],
+    predicted: Prediction,
+    propensity: f64,
+    pacing_error: f64,
+    required: Required,
+    complexity: f64,
+}
+
+impl<'a> ProposalView<'a> {
+    pub(super) fn new(snapshot: &'a Snapshot, open: &'a Proposal) -> ProposalView<'a> {
+        ProposalView {
+            id: open.id.to_string(),
+            decision: open.decision.to_string(),
+            tick: open.tick,
+            expires_tick: open.expires,
+            owner: open.owner.as_str(),
+            entity: open.entity.as_str(),
+            currency: snapshot.row(&open.owner).and_then(|row| row.currency),
+            goal: &open.goal,
+            policy: open.policy,
+            model_version: open.model_version,
+            kind: open.desired.kind(),
+            before: open.before.as_ref(),
+            proposed: &open.desired,
+            reasons: &open.reasons,
+            guardrails: &open.guardrails,
+            predicted: open.predicted,
+            propensity: open.propensity,
+            pacing_error: open.pacing_error,
+            required: open.required(),
+            complexity: open.complexity.score(),
         }
     }
 }

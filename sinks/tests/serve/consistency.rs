@@ -5,11 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use omnify_decision::action::Verdict;
 use omnify_decision::control::{Actual, Outcome};
-use omnify_operators::model::{EntityInfo, EntityKey, Frame, Level, Registry, RegistryView};
+use omnify_operators::model::{
+    EntityInfo, EntityKey, FeatureRow, Frame, Level, MAX_WINDOWS, Registry, RegistryView, Stats,
+    Tick,
+};
 use omnify_sinks::serve::{ActionState, Board, BoardConfig, Snapshot};
 use proptest::prelude::*;
 
-use crate::support::{action, config, counters, decision, entities, frame, id, row};
+use crate::support::{action, board, config, counters, decision, entities, frame, id, row};
 
 #[test]
 fn readers_on_other_threads_never_see_two_ticks() {
@@ -222,4 +225,44 @@ fn sparklines_cover_the_whole_past_in_bounded_space() {
     assert!(spark.points.len() <= 60 && spark.points.len() > 30, "{}", spark.points.len());
     assert_eq!(spark.points.front().unwrap().tick, 1_000);
     assert!(spark.points.back().unwrap().tick > 19_000_000);
+}
+
+#[test]
+fn silent_creatives_are_forgotten_until_they_deliver_again() {
+    const HOUR: u64 = 3_600_000;
+    let entities = entities();
+    let creative = entities.iter().find(|info| info.level == Level::Creative).unwrap();
+    let mut board = board(&entities);
+    let snapshots = board.subscribe();
+    let silent = |info: &EntityInfo, tick| FeatureRow {
+        windows: [Stats::ZERO; MAX_WINDOWS],
+        ..row(info, tick)
+    };
+    let mut publish = |tick: Tick, rows: Vec<(Arc<EntityInfo>, FeatureRow)>| {
+        board.update(&Frame { tick, rows });
+        board.publish_now(tick, counters(1));
+        let snapshot = snapshots.borrow().clone();
+        let rows: Vec<_> = snapshot.rows(None, None).map(|row| row.info.clone()).collect();
+        assert_eq!(rows.len(), snapshot.len());
+        assert!(rows.iter().all(|info| snapshot.row(&info.key).is_some()));
+        rows
+    };
+    let loud = |tick| vec![(creative.clone(), row(creative, tick))];
+    let everybody = entities.len();
+    assert_eq!(
+        publish(26 * HOUR, loud(26 * HOUR)).len(),
+        everybody,
+        "their windows hold something"
+    );
+    // Everybody falls silent but one creative, which delivers on.
+    let rows = entities.iter().map(|info| (info.clone(), silent(info, 27 * HOUR))).collect();
+    assert_eq!(publish(27 * HOUR, rows).len(), everybody);
+    assert_eq!(publish(51 * HOUR, loud(51 * HOUR)).len(), everybody);
+    let left = publish(52 * HOUR, loud(52 * HOUR));
+    let upper = entities.iter().filter(|info| info.level <= Level::Campaign).count();
+    assert_eq!(left.len(), upper + 1);
+    assert!(left.iter().any(|info| info.key == creative.key));
+    // All of them deliver again.
+    let rows = entities.iter().map(|info| (info.clone(), row(info, 53 * HOUR))).collect();
+    assert_eq!(publish(53 * HOUR, rows).len(), everybody);
 }

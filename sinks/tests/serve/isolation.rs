@@ -16,7 +16,8 @@ use std::sync::{Arc, Mutex};
 use tokio_stream::StreamExt;
 
 use crate::support::{
-    TENANTS, action, counters, decision, entities, frame, id, reply, request, send, token, tokens,
+    TENANTS, action, counters, decision, entities, frame, id, proposals, reply, request, send,
+    token, tokens,
 };
 
 /// Answers with a secret of the tenant it is asked about.
@@ -51,6 +52,7 @@ fn state(scopes: Arc<Scopes>) -> (AppState, omnify_sinks::serve::Board) {
         let bid = Setting::Bid { bid_micros: 1 };
         board.outcome(id(info.order, 9), &Outcome::Applied { effective: bid }, 6);
     }
+    board.proposals(proposals().into_iter());
     let mut now = counters(5);
     let text = TENANTS.map(|tenant| format!("act_{tenant} is late")).join(", ");
     now.problems = vec![Problem { code: "late_feed", text }];

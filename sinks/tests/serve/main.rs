@@ -2,6 +2,7 @@
 
 mod consistency;
 mod isolation;
+mod orders;
 mod push;
 mod routes;
 mod stream;

@@ -8,7 +8,7 @@ use omnify_sinks::serve::{AppState, Board, OPENAPI, Problem, Watermarks, router}
 use serde_json::Value;
 
 use crate::support::{
-    action, board, config, counters, entities, frame, get, reply, request, token, tokens,
+    action, board, config, counters, entities, frame, get, proposals, reply, request, token, tokens,
 };
 
 #[tokio::test]
@@ -323,13 +323,21 @@ fn matches(api: &Value, schema: &Value, value: &Value, at: &str) {
 
 #[tokio::test]
 async fn answers_have_the_shape_that_is_described() {
-    let board = board(&entities());
+    let mut board = board(&entities());
+    board.proposals(proposals().into_iter());
+    board.publish(2, counters(7));
     let router = router(AppState::new(board.subscribe()));
     let api: Value = serde_json::from_str(OPENAPI).unwrap();
+    let open = get(&router, "/v1/proposals").await.json();
+    assert_eq!(
+        (open["open"].as_u64(), open["proposals"].as_array().map(Vec::len)),
+        (Some(6), Some(6))
+    );
     for (path, schema) in [
         ("/v1/features?limit=1000&spark=true", "Features"),
         ("/v1/decisions", "Decisions"),
         ("/v1/actions", "Actions"),
+        ("/v1/proposals", "Proposals"),
         ("/v1/status", "Status"),
         ("/v1/codes", "Codes"),
         ("/readyz", "Readiness"),

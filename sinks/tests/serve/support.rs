@@ -7,7 +7,9 @@ use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode, header};
 use axum::response::Response;
 use omnify_decision::action::{Action, Decision, Id, Prediction, Setting, Verdict};
+use omnify_decision::approvals::Proposal;
 use omnify_decision::goal::{Goal, Objective, Pricing};
+use omnify_decision::stage::{Autonomy, Stage, StageConfig};
 use omnify_operators::model::{
     Anomaly, Currency, EntityInfo, Estimate, Fatigue, FatigueState, FeatureRow, Frame, Level,
     MAX_WINDOWS, Reach, Registry, RegistryView, Stats, Tick,
@@ -144,6 +146,19 @@ pub(crate) fn board(entities: &[Arc<EntityInfo>]) -> Board {
     }
     board.publish(1, counters(7));
     board
+}
+
+/// A change of every campaign's budget that waits for a person, from a stage that never acts alone.
+pub(crate) fn proposals() -> Vec<Arc<Proposal>> {
+    let config = StageConfig {
+        goals: config().goals,
+        autonomy: Autonomy::HumanLed,
+        windows: config().windows,
+        ..StageConfig::default()
+    };
+    let mut stage = Stage::new(config).unwrap();
+    stage.on_tick(60_000, &[], &frame(&entities(), 60_000));
+    stage.proposals().cloned().collect()
 }
 
 pub(crate) fn counters(events: u64) -> Counters {
