@@ -52,7 +52,7 @@ impl Session {
     }
 
     fn open(&self) -> Vec<Proposal> {
-        self.stage.proposals().map(|open| Proposal::clone(open)).collect()
+        self.stage.proposals().map(|open| open.as_ref().clone()).collect()
     }
 
     /// The first proposal: the goal's budget.
