@@ -191,6 +191,7 @@ impl Config {
         features(&self, &mut check);
         engine(&self, &mut check);
         validation(&self, &mut check);
+        reports(&self, &mut check);
         detectors(&self, &mut check);
         decision(&self, &mut check);
         accounts(&self, &mut check);
@@ -305,6 +306,39 @@ fn validation(config: &Config, check: &mut Check) {
             check.problem("validation.tenants", message);
         }
     }
+}
+
+fn reports(config: &Config, check: &mut Check) {
+    for (index, entry) in config.reports.attribution.iter().enumerate() {
+        let at = |key: &str| format!("reports.attribution.{index}.{key}");
+        let segments: Vec<&str> = entry.accounts.split('/').collect();
+        if segments.len() > 3 || segments.iter().any(|segment| segment.is_empty()) {
+            let message = "covers no account: write tenant[/platform[/account]], with * for any";
+            check.problem(at("accounts"), format!("`{}` {message}", entry.accounts));
+        }
+        if !is_attribution(&entry.window) {
+            let message = "is no attribution window: write `7d_click`, `1d_view`, `1d_ev` or several \
+                           joined by `_`, each kind once, with 1 to 255 days; or `default`";
+            check.problem(at("window"), format!("`{}` {message}", entry.window));
+        }
+    }
+}
+
+fn is_attribution(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('_').collect();
+    let days = |text: &str| {
+        let digits = text.strip_suffix('d').filter(|digits| !digits.starts_with(['+', '0']));
+        digits.is_some_and(|digits| digits.parse::<u8>().is_ok())
+    };
+    let mut kinds = BTreeSet::new();
+    let pairs = parts.chunks(2).all(|pair| match *pair {
+        [number, kind] => {
+            let kind = if kind == "engagement" { "ev" } else { kind };
+            days(number) && ["click", "ev", "view"].contains(&kind) && kinds.insert(kind)
+        }
+        _ => false,
+    });
+    text == "default" || pairs
 }
 
 fn detectors(config: &Config, check: &mut Check) {

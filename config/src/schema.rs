@@ -17,6 +17,8 @@ pub struct Config {
     pub replay: Replay,
     /// What is accepted at the door.
     pub validation: Validation,
+    /// What report rows mean.
+    pub reports: Reports,
     /// When a creative counts as worn out.
     pub fatigue: Fatigue,
     /// When delivery counts as anomalous.
@@ -126,7 +128,7 @@ pub struct Validation {
     /// Event ids remembered by all workers together; the older half is forgotten earlier when more
     /// come.
     pub dedup_ids_max: u64,
-    /// Report rows about intervals that ended longer ago are refused.
+    /// Report rows about intervals that began longer ago are refused.
     pub restatement_horizon: Span,
     /// Tenants that may send; empty means any.
     pub tenants: Vec<String>,
@@ -136,6 +138,25 @@ pub struct Validation {
     pub dead_letter_bytes_max: Size,
     /// Bodies of POST /v1/events larger than this are refused.
     pub request_bytes_max: Size,
+}
+
+/// Section `[reports]`: what report rows mean.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Reports {
+    /// Whose features are fed by which attribution window; the first entry that covers an account
+    /// counts.
+    pub attribution: Vec<ReportAttribution>,
+}
+
+/// One `[[reports.attribution]]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReportAttribution {
+    /// Accounts: `tenant[/platform[/account]]`, with `*` for any segment.
+    pub accounts: String,
+    /// Their window, like `7d_click` or `7d_click_1d_view`.
+    pub window: String,
 }
 
 /// Section `[fatigue]`: when a creative counts as worn out.

@@ -98,10 +98,7 @@ impl Goal {
 
     /// Whether the goal covers `campaign`.
     pub fn covers(&self, campaign: &EntityKey) -> bool {
-        let mut segments = campaign.as_str().split('/');
-        self.applies_to
-            .split('/')
-            .all(|want| segments.next().is_some_and(|have| want == "*" || want == have))
+        campaign.is_covered_by(&self.applies_to)
     }
 
     /// Number of segments that are named: the more, the more specific.

@@ -35,7 +35,7 @@ use timely::dataflow::{InputHandle, Scope};
 use timely::progress::frontier::MutableAntichain;
 
 use crate::intake::Intake;
-use crate::model::{EntityId, Event, Level, RegistryView, ReportRow, Tick, us_of_tick};
+use crate::model::{EntityId, Event, Level, RegistryView, ReportRow, Tick};
 pub use crate::part::{Mark, Outbox, Part};
 use crate::restate::Restate;
 use crate::rolling::{Rolling, Up};
@@ -226,7 +226,7 @@ pub fn build(scope: Scope<'_, Tick>, spec: &Arc<FeatureSpec>, view: &RegistryVie
     );
     let announced = announced.container::<Vec<Mark>>();
 
-    let restate = Rc::new(RefCell::new(Restate::new(spec.intake.restatement_horizon_us)));
+    let restate = Rc::new(RefCell::new(Restate::new(spec, view.clone())));
     let mut shards = Shards::new(view);
     let by_campaign = Exchange::new(move |row: &ReportRow| shards.of(row.key.creative));
     let (out, state) = (outbox.clone(), restate.clone());
@@ -249,17 +249,17 @@ pub fn build(scope: Scope<'_, Tick>, spec: &Arc<FeatureSpec>, view: &RegistryVie
                         keeper.restore(tick, &mut *restate, &out);
                     }
                     let rows = queue.remove(&tick).unwrap_or_default().concat();
-                    if !rows.is_empty() {
-                        let rows_in = rows.len() as u64;
-                        let mut restated = restate.apply(tick, rows);
+                    let rows_in = rows.len() as u64;
+                    let mut restated = restate.apply(tick, rows);
+                    if rows_in > 0 {
                         out.with(tick, |part| {
                             part.reports += rows_in - restated.refused.len() as u64;
+                            part.reports_unchanged += restated.unchanged;
                             part.restated += restated.events.len() as u64;
                             part.refused_reports.append(&mut restated.refused);
                         });
                         output.session(&cap).give_container(&mut restated.events);
                     }
-                    restate.forget(us_of_tick(tick));
                     keeper.export(tick, mark, &mut *restate, &out);
                 }
             }

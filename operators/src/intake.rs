@@ -25,18 +25,21 @@ use crate::spec::IntakeSpec;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Refusal {
-    /// An event of this creative with this id was accepted before, or a report row repeats the
-    /// newest version of its interval exactly.
+    /// An event of this creative with this id was accepted before.
     Duplicate,
     /// A click or conversion whose creative never delivered within the grace.
     UnknownEntity,
     /// Further ahead of the engine's time than the skew allows.
     Future,
     /// Older than any window still to be closed: it can change no feature any more. Of a report
-    /// row: its interval ended longer ago than restatements are taken.
+    /// row: its interval, or one around it, begins longer ago than restatements are taken.
     TooLate,
     /// It would have to wait, and too many are waiting.
     HeldFull,
+    /// The interval of a report row overlaps in part with one that is known.
+    OverlappingInterval,
+    /// A report row about one more interval of a creative than are remembered.
+    TooManyIntervals,
 }
 
 impl Refusal {
@@ -48,6 +51,8 @@ impl Refusal {
             Refusal::Future => "future",
             Refusal::TooLate => "too_late",
             Refusal::HeldFull => "held_full",
+            Refusal::OverlappingInterval => "overlapping_interval",
+            Refusal::TooManyIntervals => "too_many_intervals",
         }
     }
 }

@@ -28,3 +28,4 @@ mod restate;
 mod rolling;
 pub mod spec;
 pub mod state;
+mod varint;

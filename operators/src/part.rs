@@ -61,7 +61,9 @@ pub struct Part {
     pub featured: u64,
     /// Report rows taken at this tick; what they changed is among `events`.
     pub reports: u64,
-    /// Events that report rows became; the other rows of `reports` changed nothing.
+    /// Those of `reports` that stated what was known, something older, or nothing that counts.
+    pub reports_unchanged: u64,
+    /// Events that report rows became; none of them is refused.
     pub restated: u64,
     /// Events refused at this tick.
     pub refused: Vec<(Event, Refusal)>,

@@ -3,8 +3,9 @@
 //! [`window_sums`] is the definition itself: a batch recomputation from a list of events.
 //! [`differential`] is the pure-differential form of the rolling sums: each delta is inserted at
 //! its tick and retracted one width after its pane, and `count_total` keeps the sums.
-//! [`restated_totals`] says what report rows amount to, by a `reduce` that keeps the greatest
-//! version of every interval.
+//! [`restated_totals`] says what report rows of one grain and window amount to, by a `reduce` that
+//! keeps the greatest version of every interval; [`reported`] says it of rows of any grain and window,
+//! by working out the rule for every interval anew.
 //!
 //! Nothing here is used by the engine itself.
 
@@ -16,7 +17,7 @@ use differential_dataflow::operators::CountTotal;
 use timely::dataflow::operators::vec::Map;
 
 use crate::model::{
-    EntityId, Event, EventTime, ReportKey, ReportRow, ReportVersion, Span, Stats, Tick,
+    Attribution, EntityId, Event, EventTime, ReportKey, ReportRow, ReportVersion, Span, Stats, Tick,
 };
 
 /// Sums of `events` in `[end − width, end)` per entity, where `entities` lists the entities an
@@ -133,4 +134,87 @@ pub fn restated_totals(rows: &[(Tick, ReportRow)]) -> BTreeMap<ReportKey, Stats>
         let current = current.take();
         current.into_iter().filter(|(_, count)| *count != 0).map(|(pair, _)| pair).collect()
     })
+}
+
+/// An interval of a creative.
+pub type Interval = (EntityId, EventTime, EventTime);
+
+/// What each interval amounts to with everything inside it, delivery and outcome, recomputed from
+/// all report rows (ascending by tick; within a tick in the order of key and version): the newest
+/// statements, and the rule of the module `restate` applied to each of them. `feeds` says which
+/// window's outcome counts for a creative. A row that overlaps an interval in part is left out, as
+/// are outcomes that nobody stated. No row may be beyond the horizon.
+pub fn reported(
+    rows: &[(Tick, ReportRow)],
+    feeds: impl Fn(EntityId) -> Attribution,
+) -> BTreeMap<Interval, [Option<Stats>; 2]> {
+    let mut newest: BTreeMap<Interval, [Option<ReportVersion>; 2]> = BTreeMap::new();
+    for (tick, row) in rows {
+        let ReportKey { creative, start, end, attribution } = row.key;
+        let cut = |(of, from, to): &Interval| {
+            let meet = *of == creative && *from < end && start < *to;
+            let within = (start <= *from && *to <= end) || (*from <= start && end <= *to);
+            meet && !within
+        };
+        if newest.keys().any(cut) {
+            continue;
+        }
+        let Stats { impressions, clicks, conversions, cost_micros, revenue_micros } =
+            row.version.totals;
+        let delivery = Stats { impressions, clicks, cost_micros, ..Stats::ZERO };
+        let outcome = Stats { conversions, revenue_micros, ..Stats::ZERO };
+        let as_of = row.version.as_of.min(crate::model::us_of_tick(*tick));
+        let said = [
+            (!delivery.is_empty() || outcome.is_empty()).then_some(delivery),
+            (attribution == feeds(creative)).then_some(outcome),
+        ];
+        let said =
+            said.map(|totals| totals.map(|totals| ReportVersion { as_of, totals, ..row.version }));
+        if said != [None; 2] {
+            let known = newest.entry((creative, start, end)).or_default();
+            *known = [known[0].max(said[0]), known[1].max(said[1])];
+        }
+    }
+    let whole = |interval: &Interval, fact: usize| whole(&newest, interval, fact);
+    newest.keys().map(|at| (*at, [0, 1].map(|fact| whole(at, fact).map(|(sum, _)| sum)))).collect()
+}
+
+/// The totals of an interval in one fact, and the time of the newest statement in it.
+fn whole(
+    newest: &BTreeMap<Interval, [Option<ReportVersion>; 2]>,
+    interval: &Interval,
+    fact: usize,
+) -> Option<(Stats, EventTime)> {
+    let said = newest[interval][fact]?;
+    let inside = |outer: &Interval, inner: &Interval| {
+        outer.0 == inner.0 && outer != inner && outer.1 <= inner.1 && inner.2 <= outer.2
+    };
+    let stated = || newest.iter().filter(|(_, said)| said[fact].is_some()).map(|(at, _)| at);
+    let (mut seen, mut later) = (Stats::ZERO, Stats::ZERO);
+    let (mut newer, mut as_of) = (false, said.as_of);
+    for child in stated().filter(|at| inside(interval, at)) {
+        // Only those directly inside.
+        if stated().any(|between| inside(interval, between) && inside(between, child)) {
+            continue;
+        }
+        let Some((sum, child_as_of)) = whole(newest, child, fact) else { continue };
+        as_of = as_of.max(child_as_of);
+        if child.1 < said.as_of {
+            seen += sum;
+            newer |= child_as_of > said.as_of;
+        } else {
+            later += sum;
+        }
+    }
+    let runs = said.as_of < interval.2;
+    let most = |a: i64, b: i64| if runs && newer { a.max(b) } else { a };
+    let known = said.totals;
+    let sum = Stats {
+        impressions: most(known.impressions, seen.impressions),
+        clicks: most(known.clicks, seen.clicks),
+        conversions: most(known.conversions, seen.conversions),
+        cost_micros: most(known.cost_micros, seen.cost_micros),
+        revenue_micros: most(known.revenue_micros, seen.revenue_micros),
+    };
+    Some((sum + later, as_of))
 }

@@ -1,41 +1,76 @@
 //! Report rows state totals so far; only what they change enters the windows.
 //!
-//! For each (creative, interval) the greatest version (`as_of`, then order of arrival) wins. Its
-//! difference to the version before becomes an [`Event`] of kind `report`, placed at the last
-//! microsecond the statement is about: `min(as_of, interval end) − 1 µs`. So totals that grow
-//! during a day fall where they were observed, and a correction after the day falls into the day.
-//! Nothing is placed after the tick that brought it: a platform whose clock runs ahead, or one that
-//! states no `as_of` (then it is the end of the interval, which may be to come), would otherwise
-//! have its change refused as an event of the future, and the next difference would not make up
-//! for it. The sum over the interval is always the newest total.
+//! # What a row states
+//! A row is about a creative, an interval and an attribution window. It states two facts:
 //!
-//! A row that repeats the known version exactly (same `as_of`, same totals) is refused as a
-//! duplicate. A row about an interval that ended longer ago than the horizon is refused as too
-//! late, and what was known of such intervals is forgotten: so nothing is ever counted twice, and
-//! the state is bounded by what is reported within the horizon.
+//! - **delivery** (impressions, clicks, cost), which is the same whatever the attribution window, so
+//!   that the newest row of any window tells it. A row with conversions or revenue and no delivery at
+//!   all is one of those into which a platform splits the conversions of an interval: it says
+//!   nothing about delivery;
+//! - **outcome** (conversions, revenue), which counts if the row is of the one window that feeds the
+//!   features of its account ([`AttributionRule`]). Windows overlap, so outcomes of others are never
+//!   added; they change nothing.
+//!
+//! Newest is the greatest (time of the statement, order of arrival). A statement is of the tick that
+//! brings it at the latest: a platform whose clock runs ahead, or that names no time (then it is the
+//! end of the interval, which may be to come), states what it knows now. A row that states what is
+//! known changes nothing, however often it comes: whoever reads the last 28 days again and again
+//! pays a lookup for what is as it was.
+//!
+//! When another window is configured for an account, an interval keeps the outcome it has until the
+//! platform states it under the new window, which the next re-read does.
+//!
+//! # What enters
+//! Intervals of different grain are reconciled by the rule in [`forest`]; what an interval adds by
+//! itself is its own. The difference that the rows of a tick make to it becomes an [`Event`] of kind
+//! `report`, placed at the last microsecond its newest statement is about: `min(as_of, interval end)
+//! − 1 µs`. So totals that grow during a day fall where they were observed, a correction after the
+//! day falls into the day, and what an hour row takes out of its day's own is taken from where the
+//! day's newest statement had put it. An interval that has left every window changes nothing there.
+//!
+//! # What is refused
+//! - Intervals that overlap in part: an hour that is half in one day and half in the next cannot be
+//!   told apart, and whatever were assumed, something would be counted twice or not at all. The
+//!   interval that was known first stands.
+//! - Intervals that begin beyond the horizon, or lie in one that does: what was known of them is
+//!   forgotten. So nothing is ever counted twice.
+//! - More than [`INTERVALS_MAX`] intervals of one creative. With that, and [`known`] taking some
+//!   twenty bytes for each, the state is bounded by what is reported within the horizon.
 
-use std::collections::BTreeMap;
+mod forest;
+mod known;
+
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 use indexmap::IndexMap;
 
+use self::forest::{Fact, Node, Share, shares};
+use self::known::Known;
 use crate::intake::Refusal;
 use crate::model::{
-    DAY_US, EntityId, Event, EventKind, EventTime, NO_ID, NO_USER, ReportRow, ReportVersion, Stats,
-    Tick, us_of_tick,
+    Attribution, AttributionRule, DAY_US, EntityId, Event, EventKind, EventTime, NO_ID, NO_USER,
+    RegistryView, ReportKey, ReportRow, ReportVersion, Restatement, Stats, Tick, us_of_tick,
 };
+use crate::spec::FeatureSpec;
 use crate::state::{Outgoing, StateError, StateItem, StatePart, Stateful};
 
-/// The newest version of every interval (start, end) of one creative.
-type Intervals = BTreeMap<(EventTime, EventTime), ReportVersion>;
+/// Intervals known of one creative: more than a year and a half by the hour.
+const INTERVALS_MAX: usize = 16_384;
 
 /// Creatives whose old intervals are looked for in one tick.
 const FORGET_CREATIVES: usize = 256;
 
-/// The newest version of every interval of one worker.
+/// The newest statements about every interval of one worker's creatives.
 pub(crate) struct Restate {
     horizon_us: i64,
+    widest_us: i64,
+    rules: Vec<AttributionRule>,
+    view: RegistryView,
+    /// The tick before: windows that end after it may still be changed.
+    before: Option<Tick>,
     /// In the order of first arrival, which never shows.
-    known: IndexMap<EntityId, Intervals>,
+    known: IndexMap<EntityId, Known>,
     /// The day on which forgetting was begun last, and how many creatives it has still to visit.
     day: i64,
     forget: usize,
@@ -47,54 +82,104 @@ pub(crate) struct Restate {
 pub(crate) struct Restated {
     /// The changes, ascending.
     pub(crate) events: Vec<Event>,
+    /// The intervals whose totals, as they count, moved or became known; ascending. Only those
+    /// whose outcome is known: those of the window that feeds the features.
+    pub(crate) restatements: Vec<Restatement>,
+    /// Rows taken that stated what was known, something older, or nothing that counts.
+    pub(crate) unchanged: u64,
     /// Ascending.
     pub(crate) refused: Vec<(ReportRow, Refusal)>,
 }
 
+/// The times that bound what a tick's rows may do.
+#[derive(Clone, Copy)]
+struct Times {
+    now: EventTime,
+    /// Rows about anything that begins before this are refused.
+    oldest: EventTime,
+    /// Before this, nothing is in a window any more.
+    past: EventTime,
+}
+
 impl Restate {
-    /// Remembers intervals until `horizon_us` after their end.
-    pub(crate) fn new(horizon_us: i64) -> Restate {
-        let known = IndexMap::new();
-        Restate { horizon_us, known, day: i64::MIN, forget: 0, export: None }
+    pub(crate) fn new(spec: &FeatureSpec, view: RegistryView) -> Restate {
+        Restate {
+            horizon_us: spec.intake.restatement_horizon_us,
+            widest_us: spec.widest_us(),
+            rules: spec.attribution.clone(),
+            view,
+            before: None,
+            known: IndexMap::new(),
+            day: i64::MIN,
+            forget: 0,
+            export: None,
+        }
     }
 
-    /// Applies the report rows of `tick`, in any order.
+    /// Applies the report rows of `tick`, in any order. Every tick must be told, rows or not.
     pub(crate) fn apply(&mut self, tick: Tick, mut rows: Vec<ReportRow>) -> Restated {
         let now = us_of_tick(tick);
-        let oldest = now.saturating_sub(self.horizon_us);
+        let before = self.before.replace(tick);
+        let times = Times {
+            now,
+            oldest: now.saturating_sub(self.horizon_us),
+            past: before.map_or(EventTime::MIN, |before| us_of_tick(before) - self.widest_us),
+        };
         let mut out = Restated::default();
         rows.sort_unstable_by_key(|row| (row.key, row.version));
         for same in rows.chunk_by(|a, b| a.key.creative == b.key.creative) {
-            let intervals = self.intervals(same[0].key.creative);
-            for row in same {
-                match restate(intervals, row, now, oldest) {
-                    Ok(change) => out.events.extend(change),
-                    Err(refusal) => out.refused.push((*row, refusal)),
-                }
-            }
+            self.creative(same, times, &mut out);
         }
         out.events.sort_unstable();
+        out.restatements.sort_unstable();
         out.refused.sort_unstable();
         self.forget(now);
         out
     }
 
+    /// Applies rows of one creative, which are not none.
+    fn creative(&mut self, rows: &[ReportRow], times: Times, out: &mut Restated) {
+        let creative = rows[0].key.creative;
+        let key = &self.view.info(creative).key;
+        let feeds = AttributionRule::window_of(&self.rules, key);
+        let known = self.known(creative);
+        let longest = rows.iter().map(|row| row.key.end - row.key.start).max().unwrap_or(0);
+        let (first, last) = (rows[0].key.start, rows[rows.len() - 1].key.start);
+        let mut trees = Trees { before: None, nodes: known.around(first, last, longest), times };
+        let (room, mut days) = (INTERVALS_MAX.saturating_sub(known.len()), BTreeSet::new());
+        let most = trees.nodes.len() + room;
+        for row in rows {
+            match trees.take(row, feeds, most) {
+                Ok(Taken::Nothing) => out.unchanged += 1,
+                Ok(taken) => {
+                    days.insert(row.key.start.div_euclid(DAY_US));
+                    out.unchanged += u64::from(taken == Taken::Confirmed);
+                }
+                Err(refusal) => out.refused.push((*row, refusal)),
+            }
+        }
+        if !days.is_empty() {
+            known.put(&trees.nodes, days);
+        }
+        trees.tell(creative, feeds, out);
+    }
+
     /// What is known of a creative, about to be changed.
-    fn intervals(&mut self, creative: EntityId) -> &mut Intervals {
+    fn known(&mut self, creative: EntityId) -> &mut Known {
         let entry = self.known.entry(creative);
         let at = entry.index();
-        let intervals = entry.or_default();
+        let known = entry.or_default();
         if let Some(export) = &mut self.export
             && export.claim(at)
         {
-            export.push(item(creative, intervals));
+            export.push(item(creative, known));
         }
-        intervals
+        known
     }
 
     /// Once a day every creative is visited, a few in each tick, and what is beyond the horizon
     /// forgotten; rows about it are refused whether it has been forgotten or not.
-    pub(crate) fn forget(&mut self, now: EventTime) {
+    fn forget(&mut self, now: EventTime) {
         if self.export.is_some() {
             // Forgetting renumbers what the export counts on.
             return;
@@ -106,9 +191,8 @@ impl Restate {
         let oldest = now.saturating_sub(self.horizon_us);
         for _ in 0..self.forget.min(FORGET_CREATIVES) {
             self.forget -= 1;
-            let Some((_, intervals)) = self.known.get_index_mut(self.forget) else { continue };
-            intervals.retain(|(_, end), _| *end >= oldest);
-            if intervals.is_empty() {
+            let Some((_, known)) = self.known.get_index_mut(self.forget) else { continue };
+            if !known.forget(oldest) {
                 self.known.swap_remove_index(self.forget);
             }
         }
@@ -116,49 +200,159 @@ impl Restate {
 
     /// Bytes on the heap.
     pub(crate) fn heap_bytes(&self) -> usize {
-        let interval = size_of::<(EventTime, EventTime)>() + size_of::<ReportVersion>();
-        let intervals: usize = self.known.values().map(BTreeMap::len).sum();
-        self.known.capacity() * (size_of::<(EntityId, Intervals)>() + 2 * size_of::<usize>())
-            // Nodes of a B-tree are two thirds full on average.
-            + intervals * interval * 3 / 2
+        self.known.capacity() * (size_of::<(EntityId, Known)>() + 2 * size_of::<usize>())
+            + self.known.values().map(Known::heap_bytes).sum::<usize>()
     }
 }
 
-/// The change that `row` makes to what is known, if any.
-fn restate(
-    intervals: &mut Intervals,
-    row: &ReportRow,
-    now: EventTime,
-    oldest: EventTime,
-) -> Result<Option<Event>, Refusal> {
-    if row.key.end < oldest {
-        return Err(Refusal::TooLate);
-    }
-    let (said, interval) = (row.version, (row.key.start, row.key.end));
-    let before = intervals.get(&interval).copied();
-    if before.is_some_and(|known| (known.as_of, known.totals) == (said.as_of, said.totals)) {
-        return Err(Refusal::Duplicate);
-    }
-    if before.is_some_and(|known| known >= said) {
-        return Ok(None);
-    }
-    intervals.insert(interval, said);
-    let delta = said.totals - before.map_or(Stats::ZERO, |known| known.totals);
-    // The first statement about an interval is an event even when it states nothing: it makes the
-    // creative known.
-    let changes = before.is_none() || !delta.is_empty();
-    Ok(changes.then(|| Event {
-        time: said.as_of.min(row.key.end).min(now) - 1,
-        creative: row.key.creative,
-        kind: EventKind::Report,
-        delta,
-        user: NO_USER,
-        id: NO_ID,
-    }))
+/// What a row did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    /// Nothing.
+    Nothing,
+    /// It stated once more what was known.
+    Confirmed,
+    /// It stated other totals, or was the first about its interval.
+    Changed,
 }
 
-fn item(creative: EntityId, intervals: &Intervals) -> StateItem {
-    StateItem::new(StatePart::Restate, creative, intervals)
+/// The trees of one creative that a tick's rows touch.
+struct Trees {
+    times: Times,
+    /// The intervals before the first row that changed what they amount to.
+    before: Option<Vec<Node>>,
+    /// By [`Node::order`].
+    nodes: Vec<Node>,
+}
+
+impl Trees {
+    /// Takes a row; `most` intervals may be known.
+    fn take(&mut self, row: &ReportRow, feeds: Attribution, most: usize) -> Result<Taken, Refusal> {
+        let (start, end) = (row.key.start, row.key.end);
+        let order = (start, Reverse(end));
+        let found = self.nodes.binary_search_by_key(&order, Node::order);
+        let at = found.unwrap_or_else(|at| at);
+        // The intervals that hold its start, the narrowest first.
+        let around = || self.nodes[..at].iter().rev().filter(|node| node.end > start);
+        let reaches_back = self.nodes.first().is_some_and(|node| node.start < self.times.oldest);
+        if start < self.times.oldest
+            || reaches_back && around().any(|node| node.start < self.times.oldest)
+        {
+            return Err(Refusal::TooLate);
+        }
+        let mut said = row.version;
+        said.as_of = said.as_of.min(self.times.now);
+        let [delivery, outcome] = Fact::ALL.map(|fact| fact.of(&said.totals));
+        let states = [!delivery.is_empty() || outcome.is_empty(), row.key.attribution == feeds];
+        let mut node = match found {
+            Ok(at) => self.nodes[at],
+            Err(at) => {
+                let inside = self.nodes[at..].iter().take_while(|node| node.start < end);
+                if around().next().is_some_and(|node| node.end < end)
+                    || inside.into_iter().any(|node| node.end > end)
+                {
+                    return Err(Refusal::OverlappingInterval);
+                }
+                Node { start, end, said: [None; 2] }
+            }
+        };
+        let before = node;
+        for (fact, totals) in Fact::ALL.into_iter().zip([delivery, outcome]) {
+            let said = ReportVersion { totals, ..said };
+            let newest = &mut node.said[fact as usize];
+            if states[fact as usize] && newest.is_none_or(|newest| newest < said) {
+                *newest = Some(said);
+            }
+        }
+        if node == before {
+            return Ok(Taken::Nothing);
+        }
+        if found.is_err() && self.nodes.len() >= most {
+            return Err(Refusal::TooManyIntervals);
+        }
+        let totals = |node: &Node| node.said.map(|said| said.map(|said| said.totals));
+        let as_of = |node: &Node| node.said.map(|said| said.map(|said| said.as_of));
+        let changed = totals(&node) != totals(&before);
+        if changed || as_of(&node) != as_of(&before) {
+            self.before.get_or_insert_with(|| self.nodes.clone());
+        }
+        match found {
+            Ok(at) => self.nodes[at] = node,
+            Err(at) => self.nodes.insert(at, node),
+        }
+        Ok(if changed { Taken::Changed } else { Taken::Confirmed })
+    }
+
+    /// Tells what the rows changed.
+    fn tell(&self, creative: EntityId, feeds: Attribution, out: &mut Restated) {
+        let Some(before) = &self.before else { return };
+        let (old, new) = (Shares::of(before), Shares::of(&self.nodes));
+        // The first statement about an interval is an event even when it states nothing: it makes
+        // the creative known.
+        let mut changes: Vec<(EventTime, bool, Stats)> = Vec::new();
+        let mut at_old = 0;
+        for (at, node) in self.nodes.iter().enumerate() {
+            let known = before.get(at_old).is_some_and(|node_old| node_old.order() == node.order());
+            let known = known.then_some(at_old);
+            at_old += usize::from(known.is_some());
+            for fact in Fact::ALL {
+                let Some(said) = &node.said[fact as usize] else { continue };
+                let share = new.0[fact as usize][at];
+                let share_old = known.map_or(Share::default(), |at| old.0[fact as usize][at]);
+                let delta = share.own - share_old.own;
+                if node.end > self.times.past {
+                    changes.push((self.place(node, said.as_of), known.is_none(), delta));
+                }
+            }
+            let key = ReportKey { creative, start: node.start, end: node.end, attribution: feeds };
+            let version_old = known.and_then(|at| old.version(&before[at], at));
+            let version = new.version(node, at);
+            let totals = |version: Option<ReportVersion>| version.map(|version| version.totals);
+            if let Some(after) = version
+                && totals(version) != totals(version_old)
+            {
+                out.restatements.push(Restatement { key, before: version_old, after });
+            }
+        }
+        changes.retain(|(_, first, delta)| *first || !delta.is_empty());
+        changes.sort_unstable();
+        for same in changes.chunk_by(|a, b| a.0 == b.0) {
+            let delta = same.iter().fold(Stats::ZERO, |sum, (.., delta)| sum + *delta);
+            if !delta.is_empty() || same.iter().any(|(_, first, _)| *first) {
+                let (time, kind) = (same[0].0, EventKind::Report);
+                out.events.push(Event { time, creative, kind, delta, user: NO_USER, id: NO_ID });
+            }
+        }
+    }
+
+    /// Where a change of the interval's own falls: inside it, not after now, and where a window
+    /// holds it.
+    fn place(&self, node: &Node, as_of: EventTime) -> EventTime {
+        let Times { now, past, .. } = self.times;
+        as_of.min(node.end).max(node.start.max(past) + 1).min(now) - 1
+    }
+}
+
+/// The shares of intervals in each fact.
+struct Shares([Vec<Share>; 2]);
+
+impl Shares {
+    fn of(nodes: &[Node]) -> Shares {
+        Shares(Fact::ALL.map(|fact| shares(nodes, fact)))
+    }
+
+    /// An interval's totals as they count, as of the newest statement of its outcome; `None`
+    /// without one.
+    fn version(&self, node: &Node, at: usize) -> Option<ReportVersion> {
+        let said = node.said[Fact::Outcome as usize]?;
+        let [delivery, outcome] = [&self.0[0][at], &self.0[1][at]];
+        let totals = delivery.whole + outcome.whole;
+        Some(ReportVersion { as_of: outcome.as_of, totals, ..said })
+    }
+}
+
+fn item(creative: EntityId, known: &Known) -> StateItem {
+    StateItem::new(StatePart::Restate, creative, known)
 }
 
 impl Stateful for Restate {
@@ -169,8 +363,8 @@ impl Stateful for Restate {
     fn export(&mut self, bytes: usize) -> (Vec<StateItem>, bool) {
         let Some(export) = &mut self.export else { return (Vec::new(), true) };
         while let Some(at) = export.next(bytes) {
-            if let Some((creative, intervals)) = self.known.get_index(at) {
-                export.push(item(*creative, intervals));
+            if let Some((creative, known)) = self.known.get_index(at) {
+                export.push(item(*creative, known));
             }
         }
         let (items, done) = (export.take(), export.is_through());
@@ -180,7 +374,8 @@ impl Stateful for Restate {
         (items, done)
     }
 
-    fn restore(&mut self, _tick: Tick, items: &[StateItem]) -> Result<(), StateError> {
+    fn restore(&mut self, tick: Tick, items: &[StateItem]) -> Result<(), StateError> {
+        self.before = Some(tick);
         for item in items {
             self.known.insert(item.entity, item.read()?);
         }
@@ -189,75 +384,4 @@ impl Stateful for Restate {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::ReportKey;
-
-    const NOW: Tick = 500 * 86_400_000;
-
-    fn row(creative: u32, days_ago: i64, as_of_days_ago: i64, clicks: i64) -> ReportRow {
-        let end = us_of_tick(NOW) - days_ago * DAY_US;
-        ReportRow {
-            key: ReportKey { creative: EntityId(creative), start: end - DAY_US, end },
-            version: ReportVersion {
-                as_of: us_of_tick(NOW) - as_of_days_ago * DAY_US,
-                sequence: 0,
-                totals: Stats { clicks, ..Stats::ZERO },
-            },
-        }
-    }
-
-    #[test]
-    fn only_exact_repetitions_of_the_newest_version_are_duplicates() {
-        let mut restate = Restate::new(400 * DAY_US);
-        let mut take = |row: ReportRow, sequence| {
-            let version = ReportVersion { sequence, ..row.version };
-            let out = restate.apply(NOW, vec![ReportRow { version, ..row }]);
-            (out.events.len(), out.refused.first().map(|(_, why)| *why))
-        };
-        assert_eq!(take(row(1, 2, 1, 5), 1), (1, None));
-        assert_eq!(take(row(1, 2, 1, 5), 2), (0, Some(Refusal::Duplicate)));
-        assert_eq!(take(row(1, 2, 0, 5), 3), (0, None), "said again later: a version, no change");
-        assert_eq!(take(row(1, 2, 0, 6), 4), (1, None));
-        assert_eq!(take(row(1, 2, 0, 5), 5), (1, None), "a correction taken back");
-        assert_eq!(take(row(1, 2, 1, 5), 6), (0, None), "older than what is known");
-        assert_eq!(take(row(1, 2, 0, 5), 7), (0, Some(Refusal::Duplicate)));
-    }
-
-    #[test]
-    fn what_is_beyond_the_horizon_is_refused_and_forgotten() {
-        let mut restate = Restate::new(10 * DAY_US);
-        let out = restate.apply(NOW, vec![row(1, 3, 2, 5), row(2, 11, 2, 5), row(2, 10, 2, 5)]);
-        assert_eq!(out.events.len(), 2);
-        assert_eq!(out.refused, [(row(2, 11, 2, 5), Refusal::TooLate)]);
-        for day in 1..=7 {
-            restate.forget(us_of_tick(NOW) + day * DAY_US);
-        }
-        assert_eq!(restate.known.len(), 1, "the interval of creative 2 is forgotten");
-        restate.forget(us_of_tick(NOW) + 8 * DAY_US);
-        assert!(restate.known.is_empty() && restate.known.capacity() > 0);
-    }
-
-    #[test]
-    fn an_export_holds_what_was_known_when_it_began() {
-        let mut restate = Restate::new(400 * DAY_US);
-        let rows = (0..50).map(|creative| row(creative, 2, 1, 5)).collect();
-        restate.apply(NOW, rows);
-        restate.begin_export(NOW);
-        let (mut items, _) = restate.export(100);
-        restate.apply(NOW + 1, vec![row(0, 2, 0, 9), row(49, 2, 0, 9), row(77, 2, 0, 9)]);
-        loop {
-            let (more, done) = restate.export(1_000);
-            items.extend(more);
-            if done {
-                break;
-            }
-        }
-        items.sort();
-        let mut loaded = Restate::new(400 * DAY_US);
-        loaded.restore(NOW, &items).unwrap();
-        assert_eq!(items.len(), 50);
-        assert!(loaded.known.values().flatten().all(|(_, known)| known.totals.clicks == 5));
-        assert_eq!(restate.known[&EntityId(49)].values().next().unwrap().totals.clicks, 9);
-    }
-}
+mod tests;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::anomaly::AnomalySpec;
 use crate::estimate::Prior;
 use crate::fatigue::FatigueSpec;
-use crate::model::{DAY_US, EventTime, HOUR_US, Level, MAX_WINDOWS, WindowSpec};
+use crate::model::{AttributionRule, DAY_US, EventTime, HOUR_US, Level, MAX_WINDOWS, WindowSpec};
 use crate::rolling::calendar::Panes;
 
 /// What becomes of the rows that close at pane ends.
@@ -56,6 +56,8 @@ pub struct FeatureSpec {
     pub anomaly: AnomalySpec,
     /// Intake.
     pub intake: IntakeSpec,
+    /// Which attribution window's conversions feed the features; the platform's own without a rule.
+    pub attribution: Vec<AttributionRule>,
     /// Bytes of state that may leave each operator for every millisecond between ticks, while the
     /// state is exported.
     pub export_bytes_per_ms: usize,
@@ -73,7 +75,7 @@ pub struct IntakeSpec {
     pub dedup_horizon_us: i64,
     /// Event ids remembered on all workers together; the oldest are forgotten before their time.
     pub dedup_ids_max: u64,
-    /// Report rows about intervals that ended longer ago than this are refused.
+    /// Report rows about intervals that began longer ago than this are refused.
     pub restatement_horizon_us: i64,
 }
 
@@ -84,7 +86,7 @@ impl Default for IntakeSpec {
             entity_grace_us: 10 * 60_000_000,
             dedup_horizon_us: 24 * HOUR_US,
             dedup_ids_max: 20_000_000,
-            restatement_horizon_us: 400 * DAY_US,
+            restatement_horizon_us: 100 * DAY_US,
         }
     }
 }
@@ -110,6 +112,7 @@ impl Default for FeatureSpec {
             fatigue: FatigueSpec::default(),
             anomaly: AnomalySpec::default(),
             intake: IntakeSpec::default(),
+            attribution: Vec::new(),
             export_bytes_per_ms: 64 << 10,
         }
     }

@@ -6,10 +6,12 @@
 //! # Language
 //! One command a line; `#` starts a comment. Times are RFC 3339, or `+SPAN` inside `times`.
 //!
-//! - `window W...`, `cadence BUSY IDLE | none`, `show LEVEL...`, `zone ACCOUNT NAME`: the set-up.
+//! - `window W...`, `cadence BUSY IDLE | none`, `show LEVEL...`, `zone ACCOUNT NAME`,
+//!   `attribution ACCOUNTS WINDOW`: the set-up.
 //! - `feed TIME CREATIVE KIND [n=] [clicks=] [conv=] [cost=] [revenue=] [user=] [id=]`: an event,
 //!   which enters at the next tick; `n` counts what the kind counts.
-//! - `report AS_OF CREATIVE START END [n=] [clicks=] ... [seq=]`: totals of an interval so far.
+//! - `report AS_OF CREATIVE START END [n=] [clicks=] ... [seq=] [attribution=]`: totals of an interval so
+//!   far.
 //! - `tick TIME`: closes a tick. The last tick of a script ends the stream.
 //! - `times COUNT SPAN from TIME` … `end`: repeats its lines; `+SPAN` is from the start of a round,
 //!   and `n=100..50` runs evenly from the first value to the last.

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use omnify_operators::anomaly::AnomalySpec;
 use omnify_operators::fatigue::FatigueSpec;
 use omnify_operators::model::{
-    DAY_US, EntityId, EntityKey, Event, EventKind, HOUR_US, MINUTE_US, NO_ID, NO_USER, Registry,
-    RegistryView, ReportKey, ReportRow, ReportVersion, Stats, Tick, tick_of_us,
+    Attribution, DAY_US, EntityId, EntityKey, Event, EventKind, HOUR_US, MINUTE_US, NO_ID, NO_USER,
+    Registry, RegistryView, ReportKey, ReportRow, ReportVersion, Stats, Tick, tick_of_us,
 };
 use omnify_operators::spec::{Cadence, FeatureSpec, IntakeSpec, PaneRows};
 use omnify_operators::state::StateItem;
@@ -42,7 +42,7 @@ fn spec(chunk: usize) -> FeatureSpec {
             entity_grace_us: 3 * HOUR_US,
             dedup_horizon_us: 9 * HOUR_US,
             dedup_ids_max: 24,
-            restatement_horizon_us: DAY_US,
+            restatement_horizon_us: 2 * DAY_US,
         },
         export_bytes_per_ms: chunk,
         ..FeatureSpec::default()
@@ -138,7 +138,8 @@ fn inputs(arrivals: &[Arrival], quantum_ms: u64, ids: &[EntityId]) -> BTreeMap<T
                 let as_of = now.div_euclid(HOUR_US) * HOUR_US;
                 let totals = Stats { impressions: arrival.amount / 1_000_000, ..Stats::ZERO };
                 let version = ReportVersion { as_of, sequence: sequence as u64, totals };
-                let key = ReportKey { creative, start, end: start + DAY_US };
+                let attribution = Attribution::DEFAULT;
+                let key = ReportKey { creative, start, end: start + DAY_US, attribution };
                 input.reports.push(ReportRow { key, version });
             }
         }

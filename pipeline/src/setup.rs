@@ -12,7 +12,9 @@ use omnify_decision::stage::{
 use omnify_operators::anomaly::AnomalySpec;
 use omnify_operators::estimate::Prior;
 use omnify_operators::fatigue::FatigueSpec;
-use omnify_operators::model::{Currency, EntityKey, Level, Registry, Span, WindowSpec};
+use omnify_operators::model::{
+    AttributionRule, Currency, EntityKey, Level, Registry, Span, WindowSpec,
+};
 use omnify_operators::spec::{Cadence, FeatureSpec, IntakeSpec, PaneRows};
 use omnify_sinks::history::{HistoryMeta, WriterOptions};
 
@@ -88,6 +90,7 @@ pub fn feature_spec(config: &Checked, mode: Mode) -> anyhow::Result<FeatureSpec>
             warmup: config.anomaly.warmup_hours,
             impressions_min: config.anomaly.impressions_min,
         },
+        attribution: attribution(config)?,
         intake: IntakeSpec {
             future_skew_us: config.validation.future_skew.us(),
             entity_grace_us: config.validation.entity_grace.us(),
@@ -98,6 +101,13 @@ pub fn feature_spec(config: &Checked, mode: Mode) -> anyhow::Result<FeatureSpec>
         ..FeatureSpec::default()
     };
     spec.problem().map_or(Ok(spec), |problem| Err(anyhow::anyhow!(problem)))
+}
+
+fn attribution(config: &Checked) -> anyhow::Result<Vec<AttributionRule>> {
+    let rule = |entry: &omnify_config::ReportAttribution| {
+        Ok(AttributionRule { accounts: entry.accounts.clone(), window: entry.window.parse()? })
+    };
+    config.reports.attribution.iter().map(rule).collect()
 }
 
 /// What the decision stage is told; `None` when deciding is off.

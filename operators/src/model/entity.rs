@@ -147,6 +147,15 @@ impl EntityKey {
         self.0.split('/').nth(index)
     }
 
+    /// Whether `pattern` covers this key: a path with `*` for any segment, where what is left out
+    /// means everything below.
+    pub fn is_covered_by(&self, pattern: &str) -> bool {
+        let mut segments = self.as_str().split('/');
+        pattern
+            .split('/')
+            .all(|want| segments.next().is_some_and(|have| want == "*" || want == have))
+    }
+
     /// The tenant's name.
     pub fn tenant(&self) -> &str {
         self.segment(0).unwrap_or_default()

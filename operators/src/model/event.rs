@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{EntityId, EventTime, Stats};
+use super::{Attribution, EntityId, EventTime, Stats};
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -68,7 +68,8 @@ pub struct Event {
     pub id: u64,
 }
 
-/// What a report row is about: totals of one creative over one interval.
+/// What a report row is about: totals of one creative over one interval, whose conversions and
+/// revenue are those of one attribution window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ReportKey {
     /// The creative.
@@ -77,6 +78,8 @@ pub struct ReportKey {
     pub start: EventTime,
     /// End of the interval, exclusive.
     pub end: EventTime,
+    /// Window in which the conversions were attributed.
+    pub attribution: Attribution,
 }
 
 /// One statement of a platform about an interval. The greatest (`as_of`, `sequence`) wins.
@@ -93,8 +96,20 @@ pub struct ReportVersion {
 /// One accepted report row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ReportRow {
-    /// Creative and interval.
+    /// Creative, interval and attribution window.
     pub key: ReportKey,
     /// What was said, and when.
     pub version: ReportVersion,
+}
+
+/// How the totals of an interval moved with one statement: what curves of completeness are learned
+/// from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Restatement {
+    /// Creative and interval.
+    pub key: ReportKey,
+    /// The statement before, with the totals as they counted; `None` when this is the first.
+    pub before: Option<ReportVersion>,
+    /// The newest statement, with the totals as they count from now on.
+    pub after: ReportVersion,
 }

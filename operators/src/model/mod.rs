@@ -1,6 +1,7 @@
 //! The words every crate shares: who (entities), what (events, stats), when (ticks, windows) and
 //! the feature rows that come out.
 
+mod attribution;
 mod entity;
 mod event;
 mod feature;
@@ -8,10 +9,13 @@ mod money;
 mod stats;
 mod time;
 
+pub use attribution::{Attribution, AttributionError, AttributionRule};
 pub use entity::{
     EntityId, EntityInfo, EntityKey, KeyError, Level, Registry, RegistryView, ZoneOf,
 };
-pub use event::{Event, EventKind, NO_ID, NO_USER, ReportKey, ReportRow, ReportVersion};
+pub use event::{
+    Event, EventKind, NO_ID, NO_USER, ReportKey, ReportRow, ReportVersion, Restatement,
+};
 pub use feature::{
     Anomaly, Estimate, Fatigue, FatigueState, FeatureRow, Frame, MAX_WINDOWS, PaneBatch, PaneRow,
     Reach,

@@ -10,6 +10,7 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::model::Stats;
+use crate::varint::{get, put, unzigzag, zigzag};
 
 /// Panes in ascending order of their number, without duplicates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -171,39 +172,6 @@ fn get_stats(metrics: u8, bytes: &[u8], at: &mut usize) -> Stats {
         conversions: field(2),
         cost_micros: field(3),
         revenue_micros: field(4),
-    }
-}
-
-fn zigzag(value: i64) -> u64 {
-    ((value << 1) ^ (value >> 63)) as u64
-}
-
-fn unzigzag(value: u64) -> i64 {
-    (value >> 1) as i64 ^ -((value & 1) as i64)
-}
-
-/// LEB128.
-#[inline]
-fn put(bytes: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        bytes.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    bytes.push(value as u8);
-}
-
-#[inline]
-fn get(bytes: &[u8], at: &mut usize) -> u64 {
-    let mut value = 0;
-    let mut shift = 0;
-    loop {
-        let byte = bytes[*at];
-        *at += 1;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte < 0x80 {
-            return value;
-        }
-        shift += 7;
     }
 }
 

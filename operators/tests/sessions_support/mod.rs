@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 use omnify_operators::model::{
-    EntityId, EntityKey, Event, EventKind, EventTime, Fatigue, FatigueState, FeatureRow, Level,
-    NO_ID, NO_USER, Registry, RegistryView, ReportKey, ReportRow, ReportVersion, Span, Stats, Tick,
-    tick_of_us, us_of_tick,
+    AttributionRule, EntityId, EntityKey, Event, EventKind, EventTime, Fatigue, FatigueState,
+    FeatureRow, Level, NO_ID, NO_USER, Registry, RegistryView, ReportKey, ReportRow, ReportVersion,
+    Span, Stats, Tick, tick_of_us, us_of_tick,
 };
 use omnify_operators::spec::{Cadence, FeatureSpec, PaneRows};
 use xxhash_rust::xxh3::xxh3_64;
@@ -125,6 +125,11 @@ impl Session {
                 self.show = levels.iter().map(level).collect::<Result<_>>()?;
             }
             ["zone", _, _] => {}
+            ["attribution", accounts, window] => {
+                let window = window.parse().map_err(|error| format!("{error}"))?;
+                let accounts = (*accounts).to_owned();
+                self.spec.attribution.push(AttributionRule { accounts, window });
+            }
             ["feed", at, creative, kind, fields @ ..] => {
                 let at = time(at, round)?;
                 pending.events.push(self.event(at, creative, kind, fields, round)?);
@@ -136,9 +141,11 @@ impl Session {
                     sequence: values.take("seq")?.unwrap_or(0) as u64,
                     totals: values.stats("n")?,
                 };
+                let attribution = values.0.remove("attribution").unwrap_or_default();
+                let attribution = attribution.parse().map_err(|error| format!("{error}"))?;
                 values.none_left()?;
                 let (start, end) = (time(start, round)?, time(end, round)?);
-                let key = ReportKey { creative: self.creative(creative)?, start, end };
+                let key = ReportKey { creative: self.creative(creative)?, start, end, attribution };
                 pending.reports.push(ReportRow { key, version });
             }
             ["tick", at] => {
@@ -334,6 +341,20 @@ fn outputs(
                 at(event.time),
                 event.kind.name(),
                 say(&event.delta)
+            ));
+        }
+    }
+    if wanted("refused") {
+        let here = output.refused_reports.iter().filter(|(tick, ..)| ticks.contains(tick));
+        for (tick, row, why) in here {
+            let (key, interval) = (&view.info(row.key.creative).key, row.key);
+            lines.push(format!(
+                "refused at {}, {}: report {key} {} to {} {}",
+                at(us_of_tick(*tick)),
+                why.code(),
+                at(interval.start),
+                at(interval.end),
+                say(&row.version.totals)
             ));
         }
     }

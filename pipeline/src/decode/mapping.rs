@@ -28,6 +28,7 @@
 //! start = { column = "Day", format = "%Y-%m-%d", zone = "Europe/Berlin" }
 //! interval = "day"                # or "1h"; or `end`, a time like `start`
 //! as_of = { column = "Exported", format = "rfc3339", optional = true }
+//! attribution = { template = "{Click days}d_click" }    # window of the conversions; optional
 //! impressions = { column = "Impr." }
 //! ```
 //! `unit_micros` is what one whole unit of the column is worth in micros of the account's currency.
@@ -221,6 +222,7 @@ pub(crate) struct Reports {
     pub(crate) end: Option<Time>,
     pub(crate) interval: Option<String>,
     pub(crate) as_of: Option<Time>,
+    pub(crate) attribution: Option<Text>,
     pub(crate) impressions: Option<Amount>,
     pub(crate) clicks: Option<Amount>,
     pub(crate) conversions: Option<Amount>,

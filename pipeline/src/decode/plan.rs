@@ -135,6 +135,7 @@ pub(crate) struct ReportPlan {
     pub(crate) start: TimePlan,
     pub(crate) end: EndPlan,
     pub(crate) as_of: Option<TimePlan>,
+    pub(crate) attribution: Option<TextPlan>,
     pub(crate) impressions: Option<AmountPlan>,
     pub(crate) clicks: Option<AmountPlan>,
     pub(crate) conversions: Option<AmountPlan>,
@@ -201,6 +202,8 @@ impl Plan {
                     start,
                     end,
                     as_of,
+                    attribution: slots
+                        .optional_text("reports.attribution", reports.attribution.as_ref())?,
                     impressions: slots
                         .count("reports.impressions", reports.impressions.as_ref())?,
                     clicks: slots.count("reports.clicks", reports.clicks.as_ref())?,

@@ -37,11 +37,13 @@ pub enum Reason {
     ClicksOverImpressions,
     /// A report row whose interval does not end after it starts.
     EmptyInterval,
+    /// A report row of an attribution window that cannot be read.
+    UnknownAttribution,
 }
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Reason; 17] = [
+    pub const ALL: [Reason; 18] = [
         Reason::Malformed,
         Reason::WrongColumns,
         Reason::LineTooLong,
@@ -59,6 +61,7 @@ impl Reason {
         Reason::BadName,
         Reason::ClicksOverImpressions,
         Reason::EmptyInterval,
+        Reason::UnknownAttribution,
     ];
 
     /// The stable code, as written to the history.
@@ -81,6 +84,7 @@ impl Reason {
             Reason::BadName => "bad_name",
             Reason::ClicksOverImpressions => "clicks_over_impressions",
             Reason::EmptyInterval => "empty_interval",
+            Reason::UnknownAttribution => "unknown_attribution",
         }
     }
 }

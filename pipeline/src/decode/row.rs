@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use omnify_operators::model::{
-    Event, EventKind, EventTime, NO_ID, NO_USER, ReportKey, ReportRow, ReportVersion, Stats,
+    Attribution, Event, EventKind, EventTime, NO_ID, NO_USER, ReportKey, ReportRow, ReportVersion,
+    Stats,
 };
 
 use super::batch::{Batch, Place};
@@ -201,7 +202,10 @@ impl RowDecoder {
         let found = self.path(plan, cells)?;
         let start = self.required_time(plan, &fields.start, cells)?;
         let end = match &fields.end {
-            EndPlan::Column(end) => self.required_time(plan, end, cells)?,
+            // It may be to come: totals of a day are stated while it runs.
+            EndPlan::Column(end) => {
+                self.any_time(plan, end, cells)?.ok_or_else(|| missing(plan, &end.text))?
+            }
             EndPlan::Interval(interval) => {
                 interval.end(start).filter(|end| *end <= TIME_US_MAX).ok_or_else(|| {
                     Reject::new(Reason::OutOfRange, "the interval ends beyond the year 2100")
@@ -214,7 +218,7 @@ impl RowDecoder {
             return Err(Reject::new(Reason::EmptyInterval, detail));
         }
         let as_of = match &fields.as_of {
-            Some(as_of) => self.time(plan, as_of, cells)?.unwrap_or(end),
+            Some(as_of) => self.any_time(plan, as_of, cells)?.unwrap_or(end),
             None => end,
         };
         let count = |amount: &Option<AmountPlan>| match amount {
@@ -236,9 +240,27 @@ impl RowDecoder {
             let detail = format!("{} clicks on {} impressions", totals.clicks, totals.impressions);
             return Err(Reject::new(Reason::ClicksOverImpressions, detail));
         }
-        let key = ReportKey { creative: found.creative, start, end };
+        let attribution = self.attribution(plan, fields, cells)?;
+        let key = ReportKey { creative: found.creative, start, end, attribution };
         let version = ReportVersion { as_of, sequence: self.door.next_sequence(), totals };
         Ok(Row::Report(ReportRow { key, version }))
+    }
+
+    fn attribution(
+        &mut self,
+        plan: &Plan,
+        fields: &ReportPlan,
+        cells: &[Cell<'_>],
+    ) -> Result<Attribution, Reject> {
+        let Some(text) = &fields.attribution else { return Ok(Attribution::DEFAULT) };
+        self.scratch.clear();
+        match append(plan, text, cells, &mut self.scratch)? {
+            true => self.scratch.trim().parse().map_err(|error| {
+                Reject::new(Reason::UnknownAttribution, format!("{}: {error}", text.key))
+            }),
+            false if text.optional => Ok(Attribution::DEFAULT),
+            false => Err(missing(plan, text)),
+        }
     }
 
     fn kind(
@@ -294,10 +316,16 @@ impl RowDecoder {
         time: &TimePlan,
         cells: &[Cell<'_>],
     ) -> Result<EventTime, Reject> {
-        self.time(plan, time, cells)?.ok_or_else(|| missing(plan, &time.text))
+        let value = self.any_time(plan, time, cells)?;
+        let value = value.ok_or_else(|| missing(plan, &time.text))?;
+        if self.not_after.is_some_and(|limit| value > limit) {
+            let detail = format!("{}: {value} µs lies in the future", time.text.key);
+            return Err(Reject::new(Reason::FutureTime, detail));
+        }
+        Ok(value)
     }
 
-    fn time(
+    fn any_time(
         &mut self,
         plan: &Plan,
         time: &TimePlan,
@@ -343,10 +371,6 @@ impl RowDecoder {
         if !(TIME_US_MIN..TIME_US_MAX).contains(&value) {
             let detail = format!("{}: {value} µs is not between 1970 and 2100", time.text.key);
             return Err(Reject::new(Reason::OutOfRange, detail));
-        }
-        if self.not_after.is_some_and(|limit| value > limit) {
-            let detail = format!("{}: {value} µs lies in the future", time.text.key);
-            return Err(Reject::new(Reason::FutureTime, detail));
         }
         Ok(Some(value))
     }

@@ -78,6 +78,7 @@ pub struct EngineState {
 struct Totals {
     numbers: [u64; 8],
     dead_letters: BTreeMap<String, u64>,
+    report_rows: BTreeMap<String, u64>,
     decisions: BTreeMap<String, u64>,
     actions: BTreeMap<String, u64>,
     outcomes: BTreeMap<String, u64>,
@@ -102,6 +103,7 @@ impl EngineState {
                 counters.model_version,
             ],
             dead_letters: by_name(&counters.dead_letters),
+            report_rows: by_name(&counters.report_rows),
             decisions: by_name(&counters.decisions),
             actions: by_name(&counters.actions),
             outcomes: by_name(&counters.outcomes),
@@ -125,6 +127,7 @@ impl EngineState {
             history_rows,
             model_version,
             dead_letters: by_code(&self.totals.dead_letters),
+            report_rows: by_code(&self.totals.report_rows),
             decisions: by_code(&self.totals.decisions),
             actions: by_code(&self.totals.actions),
             outcomes: by_code(&self.totals.outcomes),

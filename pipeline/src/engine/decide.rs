@@ -12,7 +12,7 @@ use omnify_decision::control::{Control, Outcome};
 use omnify_decision::stage::{Stage, TickOutput};
 use omnify_operators::invariant::{self, Invariant};
 use omnify_operators::model::{
-    EntityKey, Event, EventKind, Frame, NO_USER, RegistryView, ReportRow, Tick,
+    Attribution, EntityKey, Event, EventKind, Frame, NO_USER, RegistryView, ReportRow, Tick,
 };
 use omnify_operators::{frame, graph::Part, intake::Refusal};
 use omnify_sinks::action::Dispatcher;
@@ -398,7 +398,17 @@ impl Running {
         counters.held = parts.iter().map(|part| part.held).sum();
         let (mut refused, mut refused_reports) = (Vec::new(), Vec::new());
         for part in parts {
-            counters.featured += part.featured + part.reports - part.restated;
+            // A row counts once, whatever it became.
+            counters.featured += part.featured + part.reports;
+            counters.featured -= part.restated;
+            for (effect, count) in [
+                ("changed", part.reports - part.reports_unchanged),
+                ("unchanged", part.reports_unchanged),
+            ] {
+                if count > 0 {
+                    *counters.report_rows.entry(effect).or_default() += count;
+                }
+            }
             self.summary.panes_closed += part.panes_closed;
             refused.append(&mut part.refused);
             refused_reports.append(&mut part.refused_reports);
@@ -477,6 +487,9 @@ impl Running {
         .emit();
         for (reason, count) in growth(&now.dead_letters, &before.dead_letters) {
             events::DeadLettered { reason, count }.emit();
+        }
+        for (effect, count) in growth(&now.report_rows, &before.report_rows) {
+            events::ReportsTaken { effect, count }.emit();
         }
         for (verdict, count) in growth(&now.decisions, &before.decisions) {
             events::Decided { verdict, count }.emit();
@@ -593,6 +606,9 @@ fn letter(tick: Tick, event: &Event, why: Refusal, view: &mut RegistryView) -> D
         Refusal::Future => "further ahead than validation.future_skew",
         Refusal::TooLate => "older than the widest window",
         Refusal::HeldFull => "too many events are being held",
+        Refusal::OverlappingInterval | Refusal::TooManyIntervals => {
+            "only report rows have intervals"
+        }
     };
     refused(tick, &key, why, detail, &row)
 }
@@ -602,7 +618,7 @@ fn report_letter(tick: Tick, row: &ReportRow, why: Refusal, view: &mut RegistryV
     let key = view.info(row.key.creative).key.clone();
     let segment = |at| key.segment(at).unwrap_or_default();
     let totals = &row.version.totals;
-    let again = serde_json::json!({
+    let mut again = serde_json::json!({
         "type": "report", "start_us": row.key.start, "end_us": row.key.end,
         "as_of_us": row.version.as_of,
         "tenant": segment(0), "platform": segment(1), "account": segment(2),
@@ -611,9 +627,21 @@ fn report_letter(tick: Tick, row: &ReportRow, why: Refusal, view: &mut RegistryV
         "conversions": totals.conversions, "cost_micros": totals.cost_micros,
         "revenue_micros": totals.revenue_micros,
     });
+    if row.key.attribution != Attribution::DEFAULT {
+        again["attribution"] = row.key.attribution.to_string().into();
+    }
     let detail = match why {
-        Refusal::Duplicate => "repeats the newest row of its creative and interval exactly",
-        _ => "its interval ended longer ago than validation.restatement_horizon",
+        Refusal::OverlappingInterval => {
+            "its interval overlaps in part with one known of its creative: what lies in both cannot be \
+             told apart; report intervals that contain or exclude each other"
+        }
+        Refusal::TooManyIntervals => {
+            "too many intervals of its creative are known; report coarser ones"
+        }
+        _ => {
+            "its interval, or a known one around it, begins longer ago than \
+             validation.restatement_horizon"
+        }
     };
     refused(tick, &key, why, detail, &again)
 }

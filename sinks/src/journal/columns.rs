@@ -90,6 +90,8 @@ columns! {
     ReportSequence = 44,
     /// Totals, five numbers.
     ReportTotals = 45,
+    /// Attribution window, by its number.
+    ReportAttribution = 46,
 
     /// Controls: JSON with its length.
     Control = 50,

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use omnify_decision::control::Control;
 use omnify_operators::model::{
-    EntityId, EntityKey, Event, EventKind, NO_ID, NO_USER, Registry, ReportKey, ReportRow,
-    ReportVersion, Stats, Tick,
+    Attribution, EntityId, EntityKey, Event, EventKind, NO_ID, NO_USER, Registry, ReportKey,
+    ReportRow, ReportVersion, Stats, Tick,
 };
 
 use super::bits::{Bad, bad};
@@ -234,6 +234,7 @@ readers! {
     report_as_of: ReportAsOf,
     report_sequence: ReportSequence,
     report_totals: ReportTotals,
+    report_attribution: ReportAttribution,
     control: Control,
     dead_source: DeadSource,
     dead_row: DeadRow,
@@ -353,13 +354,18 @@ impl Rows<'_> {
         let creative = self.entity(number)?;
         let start = self.before.start.wrapping_add(self.report_start.next_signed()?);
         let end = start.wrapping_add(self.report_length.next_signed()?);
+        let code = self.report_attribution.next()?;
+        let attribution = u32::try_from(code).ok().and_then(Attribution::of_code);
+        let Some(attribution) = attribution else {
+            return bad(format!("attribution window {code} is not known"));
+        };
         let as_of = self.before.as_of.wrapping_add(self.report_as_of.next_signed()?);
         let step = self.report_sequence.next_signed()?;
         let sequence = self.before.sequence.wrapping_add(step.cast_unsigned());
         self.before = Before { start, as_of, sequence, ..self.before };
         let totals = stats(&mut self.report_totals)?;
         Ok(ReportRow {
-            key: ReportKey { creative, start, end },
+            key: ReportKey { creative, start, end, attribution },
             version: ReportVersion { as_of, sequence, totals },
         })
     }

@@ -340,7 +340,7 @@ impl FrameBuilder {
 
     fn report(&mut self, row: &ReportRow) {
         let ReportRow {
-            key: ReportKey { creative, start, end },
+            key: ReportKey { creative, start, end, attribution },
             version: ReportVersion { as_of, sequence, totals },
         } = *row;
         let number = self.entities.number(creative);
@@ -348,6 +348,7 @@ impl FrameBuilder {
         columns.put_row(Column::ReportEntity, u64::from(number));
         columns.put_signed(Column::ReportStart, start.wrapping_sub(before.start));
         columns.put_signed(Column::ReportLength, end.wrapping_sub(start));
+        columns.put(Column::ReportAttribution, u64::from(attribution.code()));
         columns.put_signed(Column::ReportAsOf, as_of.wrapping_sub(before.as_of));
         let sequence_step = sequence.wrapping_sub(before.sequence).cast_signed();
         columns.put_signed(Column::ReportSequence, sequence_step);

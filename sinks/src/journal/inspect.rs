@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use omnify_operators::model::{
-    EntityId, EntityKey, Event, Registry, RegistryView, ReportRow, Stats, Tick,
+    Attribution, EntityId, EntityKey, Event, Registry, RegistryView, ReportRow, Stats, Tick,
 };
 use serde::Serialize;
 
@@ -170,6 +170,9 @@ struct ReportLine<'a> {
     entity: &'a EntityKey,
     start: i64,
     end: i64,
+    /// Left out where the row names none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attribution: Option<String>,
     as_of: i64,
     sequence: u64,
     #[serde(flatten)]
@@ -244,6 +247,9 @@ fn line<'a>(entry: &'a TickEntry, infos: &'a Infos) -> TickLine<'a> {
         entity: name(row.key.creative),
         start: row.key.start,
         end: row.key.end,
+        attribution: Some(row.key.attribution)
+            .filter(|window| *window != Attribution::DEFAULT)
+            .map(|window| window.to_string()),
         as_of: row.version.as_of,
         sequence: row.version.sequence,
         totals: row.version.totals,

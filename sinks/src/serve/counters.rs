@@ -52,6 +52,8 @@ pub struct Counters {
     pub held: u64,
     /// Events set aside as dead letters, by reason code.
     pub dead_letters: BTreeMap<&'static str, u64>,
+    /// Report rows that are in the features, by effect: `changed` totals, or left them `unchanged`.
+    pub report_rows: BTreeMap<&'static str, u64>,
     /// Ticks closed.
     pub ticks: u64,
     /// Decisions by verdict.

@@ -52,6 +52,23 @@ impl DeadLettered {
     }
 }
 
+/// Report rows were taken.
+#[derive(Clone, Copy, Debug)]
+pub struct ReportsTaken {
+    /// What they did to what was known: `changed` or `unchanged`.
+    pub effect: &'static str,
+    /// How many.
+    pub count: u64,
+}
+
+impl ReportsTaken {
+    /// Logs and counts.
+    pub fn emit(self) {
+        counter!(Metric::ReportRows.name(), "effect" => self.effect).increment(self.count);
+        debug!(effect = self.effect, count = self.count, "report rows taken");
+    }
+}
+
 /// A tick was closed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TickClosed {
@@ -489,6 +506,7 @@ mod tests {
             BatchRead { rows: 3, ignored: 1, events: 2 }.emit();
             DeadLettered { reason: "future", count: 2 }.emit();
             DeadLettered { reason: "never", count: 0 }.emit();
+            ReportsTaken { effect: "unchanged", count: 3 }.emit();
             let lag = Some(Duration::from_millis(5));
             TickClosed { tick: 9, ticks: 1, featured: 2, held: 1, entities: 7, lag }.emit();
             Decided { verdict: "act", count: 4 }.emit();

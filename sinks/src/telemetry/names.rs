@@ -55,6 +55,8 @@ pub enum Metric {
     EventsHeld,
     /// Events set aside, by reason.
     DeadLetters,
+    /// Report rows that are in the features, by effect.
+    ReportRows,
     /// Ticks closed.
     Ticks,
     /// How far the newest closed tick is behind the clock.
@@ -130,6 +132,7 @@ impl Metric {
         Metric::EventsFeatured,
         Metric::EventsHeld,
         Metric::DeadLetters,
+        Metric::ReportRows,
         Metric::Ticks,
         Metric::TickLag,
         Metric::Entities,
@@ -215,6 +218,14 @@ impl Metric {
                 unit: Some(Count),
                 help: "Events set aside, by reason.",
                 labels: &["reason"],
+                buckets: NONE,
+            },
+            Metric::ReportRows => Description {
+                name: "omnify_report_rows_total",
+                kind: Counter,
+                unit: Some(Count),
+                help: "Report rows in the features, by effect: changed totals, or left them unchanged.",
+                labels: &["effect"],
                 buckets: NONE,
             },
             Metric::Ticks => Description {

@@ -6,7 +6,7 @@ use apache_avro::Schema;
 use apache_avro::types::Value;
 use apache_avro::writer::datum::GenericDatumWriter;
 use omnify_decision::control::Control;
-use omnify_operators::model::{Event, Registry};
+use omnify_operators::model::{Attribution, Event, Registry};
 use proptest::prelude::*;
 use prost_reflect::prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage};
@@ -124,7 +124,7 @@ fn an_event_is_the_same_in_every_form() {
 fn report_rows_need_no_type_on_their_topic() {
     let row = r#"{"tenant":"acme","platform":"p","account":"a","campaign":"c","ad_group":"g",
         "creative":"x","start_us":1700000000000000,"end_us":1700003600000000,"impressions":9,
-        "clicks":2,"cost_micros":11}"#;
+        "clicks":2,"cost_micros":11,"attribution":"7d_click_1d_view"}"#;
     let bodies = [
         (Format::Json, row.replace('\n', " ").into_bytes()),
         (Format::avro(TopicKind::Reports, None).unwrap(), avro(REPORT_AVSC, row)),
@@ -135,6 +135,27 @@ fn report_rows_need_no_type_on_their_topic() {
         assert!(batch.dead.is_empty(), "{:?}", batch.dead);
         let totals = batch.reports[0].version.totals;
         assert_eq!((totals.impressions, totals.clicks, totals.cost_micros), (9, 2, 11));
+        let attribution = batch.reports[0].key.attribution;
+        assert_eq!((attribution.click_days, attribution.view_days), (7, 1));
+    }
+}
+
+#[test]
+fn the_attribution_window_of_a_report_may_be_left_out() {
+    let row = r#"{"tenant":"acme","platform":"p","account":"a","campaign":"c","ad_group":"g",
+        "creative":"x","start_us":1700000000000000,"end_us":1700003600000000,"impressions":9,
+        "clicks":2,"cost_micros":11}"#;
+    let null = row.replace("11}", "11,\"attribution\":null}").replace('\n', " ");
+    let bodies = [
+        (Format::Json, row.replace('\n', " ").into_bytes()),
+        (Format::Json, null.into_bytes()),
+        (Format::avro(TopicKind::Reports, None).unwrap(), avro(REPORT_AVSC, row)),
+        (Format::protobuf(TopicKind::Reports, None, "").unwrap(), protobuf("omnify.Report", row)),
+    ];
+    for (format, body) in bodies {
+        let (batch, _) = take(&mut reader(topic(TopicKind::Reports, format)), &body);
+        assert!(batch.dead.is_empty(), "{:?}", batch.dead);
+        assert_eq!(batch.reports[0].key.attribution, Attribution::DEFAULT);
     }
 }
 

@@ -214,6 +214,12 @@ fn bad_pushes_are_dead_letters() {
     let report = |from: &str, to: &str| REPORT.replace(from, to).into_bytes();
     assert_eq!(reason(&report(":10,", ":101,"), None).0, Some("clicks_over_impressions"));
     assert_eq!(reason(&report(":3600000000", ":0"), None).0, Some("empty_interval"));
+    let window = |name: &str| report("9000}", &format!("9000,\"attribution\":\"{name}\"}}"));
+    assert_eq!(reason(&window("7d_click"), None).0, None);
+    assert_eq!(reason(&window("7d"), None).0, Some("unknown_attribution"));
+    // A day that is running ends in the future; one that begins there is refused.
+    assert_eq!(reason(REPORT.as_bytes(), Some(0)).0, None);
+    assert_eq!(reason(&report(":0,", ":1,"), Some(0)).0, Some("future_time"));
     assert_eq!(reason(&report(":100,", ":100.5,"), None).0, Some("bad_number"));
     assert_eq!(reason(&report(":100,", ":-100,"), None).0, Some("negative"));
     assert_eq!(reason(REPORT.as_bytes(), None).0, None);

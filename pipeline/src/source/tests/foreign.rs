@@ -85,14 +85,15 @@ fn mappings_read_separators_decimal_commas_zones_and_slashes() {
         start = { column = "Day", format = "%d.%m.%Y", zone = "Europe/Berlin" }
         interval = "day"
         as_of = { column = "Exported", format = "rfc3339", optional = true }
+        attribution = { template = "{Click days}d_click", optional = true }
         impressions = { column = "Impr." }
         clicks = { column = "Clicks" }
         cost = { column = "Cost", unit_micros = 1_000_000 }
     "#;
     let mapping = Mapping::parse("export.toml", text).unwrap();
-    let rows = "\u{feff}Day\tAccount\tCampaign\tAd group\tSize\tAd\tImpr.\tClicks\tCost\tExported\r\n\
-                29.03.2020\ta1\tBrand / DE\t--\t300x250\t\"two\nlines\"\t10\t1\t1234,5\t2020-04-01T00:00:00Z\r\n\
-                29.03.2020\ta1\tBrand / DE\t--\t300x250\tone\t10\t1\t1234,5\t\r\n";
+    let rows = "\u{feff}Day\tAccount\tCampaign\tAd group\tSize\tAd\tImpr.\tClicks\tCost\tClick days\tExported\r\n\
+                29.03.2020\ta1\tBrand / DE\t--\t300x250\t\"two\nlines\"\t10\t1\t1234,5\t7\t2020-04-01T00:00:00Z\r\n\
+                29.03.2020\ta1\tBrand / DE\t--\t300x250\tone\t10\t1\t1234,5\t30\t\r\n";
     let (_folder, path) = file("export.tsv", rows);
     let door = door();
     let batch = read(&path, &mapping, &door);
@@ -101,6 +102,7 @@ fn mappings_read_separators_decimal_commas_zones_and_slashes() {
     assert_eq!(key(&door, report.key.creative), "acme/search/a1/Brand _ DE/none/300x250 one");
     assert_eq!((report.key.end - report.key.start) / 3_600_000_000, 23, "the clocks go forward");
     assert_eq!(report.version.totals.cost_micros, 1_234_500_000);
+    assert_eq!(report.key.attribution.to_string(), "30d_click");
     assert_eq!(report.version.as_of, report.key.end, "without a statement's time, the end");
 }
 

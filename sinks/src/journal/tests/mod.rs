@@ -13,8 +13,8 @@ use std::sync::Arc;
 use omnify_decision::action::{Id, Setting};
 use omnify_decision::control::{Actual, Control, Outcome};
 use omnify_operators::model::{
-    EntityId, Event, EventKind, Registry, RegistryView, ReportKey, ReportRow, ReportVersion, Stats,
-    Tick,
+    Attribution, EntityId, Event, EventKind, Registry, RegistryView, ReportKey, ReportRow,
+    ReportVersion, Stats, Tick,
 };
 use proptest::prelude::*;
 
@@ -141,6 +141,7 @@ fn entry(registry: &Registry, tick: Tick, seed: u64) -> TickEntry {
             creative: id(registry, n(k + 11) % ENTITIES),
             start: i64::from(n(k)) * 3_600_000_000,
             end: i64::from(n(k) + 1) * 3_600_000_000,
+            attribution: Attribution::of_code(n(k + 17)).unwrap(),
         },
         version: ReportVersion {
             as_of: tick as i64 * 1_000,
