@@ -32,6 +32,9 @@ use crate::engine::feed::{LiveQueue, TickBatch};
 
 /// Longest time without a tick, on the system clock.
 const IDLE: Duration = Duration::from_millis(100);
+/// Report rows that a tick takes, if no single arrival brings more: each may touch weeks of an
+/// entity's windows, and a tick that takes long is latency for everybody.
+const REPORTS_PER_TICK: usize = 2_048;
 /// How often room is looked for while the workers are behind.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// Ticks between two samples of the queues.
@@ -120,7 +123,9 @@ impl Ingest {
         loop {
             let room = self.has_room();
             let full = pending.note.rows >= self.arrivals.rows_max() as u64;
-            let arrivals = if room && !full { &self.arrivals.queue } else { &no_arrivals };
+            let arrivals = if room && !full { &self.arrivals.usual } else { &no_arrivals };
+            let full = full || pending.reports.len() >= REPORTS_PER_TICK;
+            let reports = if room && !full { &self.arrivals.reports } else { &no_arrivals };
             let (outcomes, inputs) =
                 if room { (&self.outcomes, &self.inputs) } else { (&no_controls, &no_controls) };
             let tick_every = overload.stretch(self.tick_every);
@@ -131,6 +136,9 @@ impl Ingest {
             };
             select! {
                 recv(arrivals) -> arrival => if let Ok(arrival) = arrival {
+                    self.take(arrival, &mut pending, &acknowledged);
+                },
+                recv(reports) -> arrival => if let Ok(arrival) = arrival {
                     self.take(arrival, &mut pending, &acknowledged);
                 },
                 recv(outcomes) -> control => match control {
@@ -200,7 +208,7 @@ impl Ingest {
     fn sample(&self) {
         let depth = self.queue.depth();
         events::QueueSampled { queue: "ticks", depth }.emit();
-        let depth = self.arrivals.queue.len();
+        let depth = self.arrivals.usual.len() + self.arrivals.reports.len();
         events::QueueSampled { queue: "arrivals", depth }.emit();
         if let Some(durable) = &self.durable {
             events::QueueSampled { queue: "journal", depth: durable.journal.len() }.emit();
@@ -240,7 +248,7 @@ impl Ingest {
     }
 
     fn drain(&self, pending: &mut Pending, acknowledged: &mut Acknowledged) {
-        while let Ok(arrival) = self.arrivals.queue.try_recv() {
+        for arrival in self.arrivals.usual.try_iter().chain(self.arrivals.reports.try_iter()) {
             self.take(arrival, pending, acknowledged);
         }
         for control in self.outcomes.try_iter().chain(self.inputs.try_iter()) {

@@ -1,4 +1,9 @@
 //! The bounded door of a live engine: sources put batches in, the ingest loop takes them out.
+//!
+//! There are two lanes. Report rows come in floods, when weeks are read again, and each may touch
+//! weeks of windows; so that events do not wait behind them, what brings report rows has a lane of
+//! its own, of which a tick takes little. What must keep its order with the rest of its source (it
+//! says where to read on, or moves the clock) stays in the usual lane all the same.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -41,15 +46,27 @@ pub struct Arrival {
     pub known_until: Option<Tick>,
 }
 
+impl Arrival {
+    /// Its lane.
+    fn lane(&self) -> usize {
+        let in_order = !self.positions.is_empty() || self.known_until.is_some();
+        if self.batch.reports.is_empty() || in_order { USUAL } else { REPORTS }
+    }
+}
+
+const USUAL: usize = 0;
+const REPORTS: usize = 1;
+
 /// The sources' end. Clones share the bound.
 #[derive(Clone)]
 pub struct Intake {
-    queue: Sender<Arrival>,
+    lanes: [Sender<Arrival>; 2],
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    rows: AtomicUsize,
+    /// Rows that wait in each lane.
+    rows: [AtomicUsize; 2],
     rows_max: usize,
     /// What an earlier process left is still being worked through.
     recovering: AtomicBool,
@@ -58,26 +75,37 @@ struct Shared {
 
 /// The ingest loop's end.
 pub(crate) struct Arrivals {
-    pub(crate) queue: Receiver<Arrival>,
+    pub(crate) usual: Receiver<Arrival>,
+    pub(crate) reports: Receiver<Arrival>,
     shared: Arc<Shared>,
 }
 
-/// A door for about `rows_max` rows: it is shut while that many wait, so that at most one batch of
-/// each source goes beyond.
+/// A door for about `rows_max` rows in each lane: it is shut while that many wait, so that at most one
+/// batch of each source goes beyond.
 pub(crate) fn channel(rows_max: usize) -> (Intake, Arrivals) {
-    let (sender, receiver) = bounded(BATCHES_MAX);
-    let (rows, closed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let [(to_usual, usual), (to_reports, reports)] = [(); 2].map(|()| bounded(BATCHES_MAX));
+    let (rows, closed) = (Default::default(), AtomicBool::new(false));
     let recovering = AtomicBool::new(false);
     let shared = Arc::new(Shared { rows, rows_max, recovering, closed });
-    (Intake { queue: sender, shared: shared.clone() }, Arrivals { queue: receiver, shared })
+    let intake = Intake { lanes: [to_usual, to_reports], shared: shared.clone() };
+    (intake, Arrivals { usual, reports, shared })
 }
 
 impl Intake {
     /// True while nothing more should be read: the engine is behind, or not yet where it was.
     pub fn is_full(&self) -> bool {
-        self.queue.is_full()
+        self.is_lane_full(USUAL)
+    }
+
+    /// True while `arrival` had better wait.
+    pub fn is_full_for(&self, arrival: &Arrival) -> bool {
+        self.is_lane_full(arrival.lane())
+    }
+
+    fn is_lane_full(&self, lane: usize) -> bool {
+        self.lanes[lane].is_full()
             || self.shared.recovering.load(Ordering::Acquire)
-            || self.shared.rows.load(Ordering::Acquire) >= self.shared.rows_max
+            || self.shared.rows[lane].load(Ordering::Acquire) >= self.shared.rows_max
     }
 
     /// True when nothing is taken in any more.
@@ -87,12 +115,12 @@ impl Intake {
 
     /// Rows that wait.
     pub fn rows(&self) -> usize {
-        self.shared.rows.load(Ordering::Acquire)
+        self.shared.rows.iter().map(|rows| rows.load(Ordering::Acquire)).sum()
     }
 
     /// Waits for room, then hands over. False, and nothing taken, when the engine is closed.
     pub fn send(&self, arrival: Arrival) -> bool {
-        while self.is_full() && !self.is_closed() {
+        while self.is_full_for(&arrival) && !self.is_closed() {
             std::thread::sleep(LOOK_AGAIN);
         }
         self.put(arrival)
@@ -105,8 +133,9 @@ impl Intake {
             return false;
         }
         let rows = usize::try_from(arrival.batch.rows).unwrap_or(usize::MAX);
-        self.shared.rows.fetch_add(rows, Ordering::AcqRel);
-        self.queue.send(arrival).is_ok()
+        let lane = arrival.lane();
+        self.shared.rows[lane].fetch_add(rows, Ordering::AcqRel);
+        self.lanes[lane].send(arrival).is_ok()
     }
 
     /// Takes nothing in while `recovering`.
@@ -129,7 +158,7 @@ impl Arrivals {
     /// Rows of `arrival` wait no longer.
     pub(crate) fn took(&self, arrival: &Arrival) {
         let rows = usize::try_from(arrival.batch.rows).unwrap_or(usize::MAX);
-        self.shared.rows.fetch_sub(rows, Ordering::AcqRel);
+        self.shared.rows[arrival.lane()].fetch_sub(rows, Ordering::AcqRel);
     }
 
     /// Rows that one tick takes at most; a larger batch is a tick of its own.

@@ -145,7 +145,11 @@ impl Source {
         });
         let (receipt, durable) = oneshot::channel();
         let receipt = Some(receipt);
-        match self.intake.put(Arrival { batch, arrived, key, receipt, ..Arrival::default() }) {
+        let arrival = Arrival { batch, arrived, key, receipt, ..Arrival::default() };
+        if self.intake.is_full_for(&arrival) {
+            return Err(busy());
+        }
+        match self.intake.put(arrival) {
             true => Ok((accepted, durable)),
             false => Err(PushError::Closed("the engine is stopping".into())),
         }

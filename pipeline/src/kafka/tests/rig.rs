@@ -57,7 +57,7 @@ impl Rig {
 
     /// The next batch.
     pub(super) fn next(&self) -> Arrival {
-        let arrival = self.arrivals.queue.recv_timeout(PATIENCE);
+        let arrival = self.arrivals.usual.recv_timeout(PATIENCE);
         let arrival = arrival.expect("a batch, before patience ends");
         self.arrivals.took(&arrival);
         arrival
@@ -65,7 +65,7 @@ impl Rig {
 
     /// The next batch of `source`, or what it says about itself.
     pub(super) fn next_of(&self, source: &KafkaSource) -> Arrival {
-        let arrival = self.arrivals.queue.recv_timeout(PATIENCE);
+        let arrival = self.arrivals.usual.recv_timeout(PATIENCE);
         let arrival = arrival.unwrap_or_else(|_| panic!("nothing comes: {:?}", source.status()));
         self.arrivals.took(&arrival);
         arrival
@@ -84,7 +84,7 @@ impl Rig {
 
     /// Adds what comes within a moment.
     pub(super) fn silence(&self, taken: &mut Taken) {
-        while let Ok(arrival) = self.arrivals.queue.recv_timeout(SILENCE) {
+        while let Ok(arrival) = self.arrivals.usual.recv_timeout(SILENCE) {
             self.arrivals.took(&arrival);
             taken.add(arrival);
         }
