@@ -11,6 +11,7 @@ pub mod latency;
 pub mod limit;
 pub mod replay;
 pub mod restart;
+pub mod restate;
 
 /// Peak resident memory of this process in MiB, where the system tells.
 pub fn peak_mib() -> Option<u64> {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use omnify_bench::{churn, crash, generate, kafka, latency, replay, restart};
+use omnify_bench::{churn, crash, generate, kafka, latency, replay, restart, restate};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -127,6 +127,28 @@ enum Command {
     /// The process that `restart` feeds and kills.
     #[command(hide = true)]
     RestartFeed(RestartArgs),
+    /// A large account is stated anew while the engine serves others: time until it shows, latency
+    /// meanwhile, and whether the features are those of the history.
+    Restate {
+        /// Creatives of the account.
+        #[arg(long, default_value_t = 2_000)]
+        creatives: usize,
+        /// Days of its hour and day rows.
+        #[arg(long, default_value_t = 28)]
+        days: i64,
+        /// Percent of its hours that are stated anew.
+        #[arg(long, default_value_t = 5)]
+        percent: u64,
+        /// Events a second of others, whose 100 campaigns are decided on ten times a second each.
+        #[arg(long, default_value_t = 20_000)]
+        rate: u64,
+        /// Seconds of events before and after the burst.
+        #[arg(long, default_value_t = 2)]
+        seconds: u64,
+        /// The new folder of the histories; one of its own, removed at the end, by default.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
     /// Rate of a replay through the engine, beside a plain array program on the same file.
     Replay {
         /// File of the generic layout.
@@ -215,6 +237,10 @@ fn main() -> ExitCode {
         }
         Command::Restart(args) => restart::run(&args.into()),
         Command::RestartFeed(args) => restart::feed(&args.into()),
+        Command::Restate { creatives, days, percent, rate, seconds, dir } => {
+            let around = Duration::from_secs(seconds);
+            restate::run(&restate::Options { creatives, days, percent, rate, around, dir })
+        }
         Command::Replay { input, mapping, workers, sets, out } => replay::check_input(&input)
             .and_then(|()| replay::run(&replay::Options { input, mapping, workers, sets, out })),
     };

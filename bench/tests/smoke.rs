@@ -1,6 +1,6 @@
 //! Every harness at a small size, so that none can rot. Nothing here is timed.
 
-use omnify_bench::{churn, generate, latency, limit, replay};
+use omnify_bench::{churn, generate, latency, limit, replay, restate};
 
 fn small() -> generate::Workload {
     generate::Workload { rows: 60_000, creatives: 300, hours: 3, ..generate::Workload::default() }
@@ -90,4 +90,23 @@ fn the_churn_harness_runs_through_its_days() {
     assert_eq!(report["conserved"], true);
     // Creatives, and an ad group and a campaign for ten of them each, below one account.
     assert_eq!(report["entities_ever"], 4 * (20 + 2 + 2) + 2);
+}
+
+#[test]
+fn a_restated_account_shows_and_its_features_are_those_of_the_history() {
+    let options = restate::Options {
+        creatives: 20,
+        days: 28,
+        percent: 5,
+        rate: 2_000,
+        around: std::time::Duration::from_millis(300),
+        dir: None,
+    };
+    let report = restate::run(&options).unwrap();
+    assert!(report["report_rows_restated"].as_u64().unwrap() > 20 * 24, "{report}");
+    assert!(report["rows_compared"].as_u64().unwrap() > 1_000, "{report}");
+    assert_eq!(report["rows_differing"], 0, "{report}");
+    assert_eq!(report["conserved"], true, "{report}");
+    assert_eq!(report["replay_identical"], true, "{report}");
+    assert!(report["actions_with"].as_u64().unwrap() > 0, "{report}");
 }
