@@ -86,6 +86,7 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
         history: None,
         state: Some(options.dir.join("state")),
         ledger: options.dir.join("ledger"),
+        mirror: None,
         controls: Vec::new(),
     })?;
     let mut population = Population::default();

@@ -146,6 +146,7 @@ fn engine(
         history: None,
         state: Some(options.dir.join("state")),
         ledger: options.dir.join("ledger"),
+        mirror: None,
         controls: Vec::new(),
     })?;
     let runtime = live.runtime().handle();

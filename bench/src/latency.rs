@@ -95,6 +95,7 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
         history: options.history.clone().map(HistoryAt::Folder),
         state: options.state.clone(),
         ledger: ledger.clone(),
+        mirror: None,
         controls: Vec::new(),
     })?;
     let creatives: Vec<EntityId> = (0..options.creatives)

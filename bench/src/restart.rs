@@ -80,6 +80,7 @@ fn start(options: &Options) -> anyhow::Result<Live> {
         history: None,
         state: Some(dir.join("state")),
         ledger: dir.join("ledger"),
+        mirror: None,
         controls: Vec::new(),
     })
 }

@@ -122,6 +122,7 @@ fn pass(options: &Options, dir: &Path, burst: bool) -> anyhow::Result<Pass> {
         history: Some(HistoryAt::Folder(history.clone())),
         state: None,
         ledger: dir.join("ledger"),
+        mirror: None,
         controls: Vec::new(),
     })?;
     let account = Account::new(&live, options)?;

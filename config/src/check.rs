@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::ops::Deref;
 
 use crate::layers::Layers;
-use crate::schema::{Config, Engine, ExecutorKind, Goal, Objective};
+use crate::schema::{Acknowledge, Config, Engine, ExecutorKind, Goal, Objective};
 use crate::units::Span;
 
 /// One thing that is wrong.
@@ -77,6 +77,7 @@ impl Checked {
         config.decision.model_file = usual.decision.model_file;
         config.history = usual.history;
         config.state = usual.state;
+        config.object_store = usual.object_store;
         config.http = usual.http;
         config.telemetry = usual.telemetry;
         config.learn = usual.learn;
@@ -440,6 +441,21 @@ fn outputs(config: &Config, check: &mut Check) {
     check.span("state.snapshot_every", state.snapshot_every);
     check.require(state.snapshots_kept >= 2, "state.snapshots_kept", "must be at least 2");
     check.at_least_one("state.queue_journal", state.queue_journal);
+    check.span("state.mirror_every", state.mirror_every);
+    check.span("object_store.timeout", config.object_store.timeout);
+    if state.remote.is_empty() {
+        let message = "is mirror, but state.remote is empty; name the object store";
+        check.require(state.acknowledge == Acknowledge::Disk, "state.acknowledge", message);
+    } else {
+        let message = "is no address: write s3://bucket/prefix or file:///folder";
+        let known = ["s3://", "file://"].iter().any(|scheme| state.remote.starts_with(scheme));
+        check.require(known, "state.remote", message);
+        let message = "is false, but state.remote copies what it keeps";
+        check.require(state.enabled, "state.enabled", message);
+        let message = "is below journal_segment: sources would wait all the time";
+        let holds = state.mirror_backlog_max.bytes() >= state.journal_segment.bytes();
+        check.require(holds, "state.mirror_backlog_max", message);
+    }
     if config.http.listen.parse::<SocketAddr>().is_err() {
         let message = "is not ADDRESS:PORT; for example 127.0.0.1:8080, or [::]:8080 for everyone";
         check.problem("http.listen", format!("`{}` {message}", config.http.listen));

@@ -39,6 +39,8 @@ pub struct Config {
     pub history: History,
     /// What survives a crash.
     pub state: State,
+    /// How the object store of state.remote is reached.
+    pub object_store: ObjectStore,
     /// The page and the API.
     pub http: Http,
     /// The broker.
@@ -351,6 +353,34 @@ pub struct State {
     pub queue_journal: usize,
     /// Longest time that a stop waits for the last snapshot; the journal is complete in any case.
     pub stop_within: Span,
+    /// Copy all of it and the history to this object store, s3://bucket/prefix or file:///folder, and
+    /// start from there on an empty folder; "" is no copy.
+    pub remote: String,
+    /// How often what is new is copied: the most that the loss of this machine loses, with acknowledge =
+    /// "disk".
+    pub mirror_every: Span,
+    /// What a source is told, and an action waits for: disk (safe from a crash, in milliseconds) or
+    /// mirror (safe from the loss of this machine, at the latency of the object store).
+    pub acknowledge: Acknowledge,
+    /// Journal that may wait to be copied while the object store fails; beyond it the sources wait.
+    pub mirror_backlog_max: Size,
+}
+
+/// Section `[object_store]`: how the object store is reached. Credentials come from the environment
+/// (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, a web identity or container role).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ObjectStore {
+    /// Base URL of a store other than AWS; "" is AWS.
+    pub endpoint: String,
+    /// Region that requests are signed for; "" is AWS_REGION of the environment.
+    pub region: String,
+    /// The bucket is part of the path, as most stores other than AWS want it, not of the host name.
+    pub path_style: bool,
+    /// Without TLS: for a store on this machine or a network of its own.
+    pub allow_http: bool,
+    /// Longest wait for one request, its repetitions included.
+    pub timeout: Span,
 }
 
 /// Section `[http]`: the page and the API.
@@ -488,6 +518,17 @@ pub enum Autonomy {
     Guided,
     /// Proposes and waits for a person.
     HumanLed,
+}
+
+/// When something counts as safe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Acknowledge {
+    /// On the local disk.
+    #[default]
+    Disk,
+    /// In the copy on the object store.
+    Mirror,
 }
 
 /// Where actions go.

@@ -14,7 +14,8 @@ use crate::commands::{self, Done, demo, history, journal, learn, orders, replay,
 /// Exit codes: 0 done; 1 something differs or is damaged (replay --verify, history verify, journal
 /// inspect); 2 wrong arguments or configuration; 3 an input cannot be read; 4 an output cannot be
 /// written (a full disk included); 5 anything else, a port in use (http.listen) included; 6
-/// another process of the cluster was lost; 130 stopped by a second signal.
+/// another process of the cluster was lost; 7 another engine holds the copy (state.remote); 130
+/// stopped by a second signal.
 #[derive(Parser)]
 #[command(name = "omnify", version, max_term_width = 100)]
 pub struct Cli {

@@ -46,6 +46,7 @@ fn start(config: Arc<Checked>, dir: &Path) -> Live {
         history: Some(HistoryAt::Folder(dir.join("history"))),
         state: None,
         ledger: dir.join("ledger"),
+        mirror: None,
         controls: Vec::new(),
     })
     .unwrap()

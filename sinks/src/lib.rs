@@ -1,5 +1,5 @@
 //! Everything that leaves the process: the Parquet history, the executors of actions, the HTTP API
-//! with its page, and what the engine says about itself.
+//! with its page, the copy on an object store, and what the engine says about itself.
 //!
 //! # What this crate never does
 //! It decides nothing and computes no feature; it records, executes and shows what
@@ -9,6 +9,7 @@ pub mod action;
 pub mod history;
 pub mod journal;
 pub mod kafka;
+pub mod objects;
 pub mod serve;
 pub mod snapshot;
 pub mod telemetry;

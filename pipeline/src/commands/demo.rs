@@ -81,6 +81,7 @@ pub fn execute(common: &Common, args: &DemoArgs) -> anyhow::Result<Done> {
         history: config.history.enabled.then(|| HistoryAt::Folder(dir.clone())),
         state: None,
         ledger: dir.join("ledger"),
+        mirror: None,
         controls: vec![Control::Kill { tenant: None }],
         config: config.clone(),
     })?;

@@ -1,13 +1,16 @@
-//! `omnify history ls|verify|compact|export`.
+//! `omnify history ls|verify|compact|export`, of a folder or (but for compact) of a copy on an object
+//! store.
 
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::civil::Date;
-use omnify_sinks::history::{self, ExportFormat, ExportOptions, HistoryReader, Summary, Table};
+use omnify_sinks::history::{
+    self, ExportFormat, ExportOptions, HistoryReader, Part, Summary, Table,
+};
 use serde_json::json;
 
-use super::{Done, UsageError};
+use super::{Done, UsageError, remote};
 use crate::cli::Common;
 use crate::{progress, setup};
 
@@ -16,12 +19,13 @@ use crate::{progress, setup};
 pub enum HistoryCommand {
     /// Lists its tables.
     Ls {
-        /// Folder of the history.
+        /// Folder of the history, or s3://bucket/prefix of a copy (the newest history in it, or
+        /// …/history/NAME).
         dir: PathBuf,
     },
     /// Checks every file, row and tick against what was written.
     Verify {
-        /// Folder of the history.
+        /// Folder of the history, or s3://bucket/prefix of a copy.
         dir: PathBuf,
     },
     /// Merges its small files into large ones (history.rows_per_file of its configuration). The rows
@@ -39,7 +43,7 @@ pub enum HistoryCommand {
 /// What to export.
 #[derive(Args, Clone, Debug)]
 pub struct ExportArgs {
-    /// Folder of the history.
+    /// Folder of the history, or s3://bucket/prefix of a copy.
     dir: PathBuf,
     /// New folder for the copy.
     #[arg(long, value_name = "FOLDER")]
@@ -72,14 +76,16 @@ enum Format {
 pub fn execute(common: &Common, command: &HistoryCommand) -> anyhow::Result<Done> {
     match command {
         HistoryCommand::Ls { dir } => {
-            let summary = HistoryReader::open(dir)?.summary();
+            let fetched = remote::history(common, dir, |_| false)?;
+            let summary = HistoryReader::open(fetched.path())?.summary();
             let mut text = tables(&summary);
             text += &format!("digest {}\n", summary.digest);
             Ok(Done { answer: serde_json::to_value(&summary)?, text, code: 0 })
         }
         HistoryCommand::Verify { dir } => {
+            let fetched = remote::history(common, dir, remote::all)?;
             let bar = progress::bytes(common, "verifying");
-            let found = HistoryReader::open(dir)?.verify(&mut |progress| {
+            let found = HistoryReader::open(fetched.path())?.verify(&mut |progress| {
                 bar.at((progress.bytes, progress.bytes_total));
             })?;
             bar.done();
@@ -106,6 +112,7 @@ fn tables(summary: &Summary) -> String {
 }
 
 fn compact(common: &Common, dir: &Path) -> anyhow::Result<Done> {
+    remote::only_local(dir, "compact the history of its engine, which copies the result")?;
     let reader = HistoryReader::open(dir)?;
     let config = common.load(Some(("config.toml of the history", &reader.meta().config_toml)))?;
     let options = setup::writer_options(&config);
@@ -142,7 +149,10 @@ fn export(common: &Common, args: &ExportArgs) -> anyhow::Result<Done> {
             Format::Ndjson => ExportFormat::Ndjson,
         },
     };
-    let reader = HistoryReader::open(&args.dir)?;
+    let only = options.table;
+    let wanted = |part: &Part| only.is_none_or(|table| part.table == table);
+    let fetched = remote::history(common, &args.dir, wanted)?;
+    let reader = HistoryReader::open(fetched.path())?;
     let bar = progress::bytes(common, "exporting");
     let done = reader.export(&args.to, &options, &mut |at| bar.at((at.bytes, at.bytes_total)))?;
     bar.done();

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use omnify_operators::model::Tick;
 use omnify_sinks::journal::{self, Inspection, JournalError, SegmentReport};
 
-use super::Done;
+use super::{Done, remote};
 use crate::cli::Common;
 
 /// What to do with a journal.
@@ -21,7 +21,7 @@ pub enum JournalCommand {
 /// What to inspect.
 #[derive(Args, Clone, Debug)]
 pub struct InspectArgs {
-    /// Folder of the journal: `journal` in state.dir.
+    /// Folder of the journal: `journal` in state.dir; or s3://bucket/prefix of a copy.
     dir: PathBuf,
     /// First tick (milliseconds since 1970).
     #[arg(long, value_name = "TICK", default_value_t = 0)]
@@ -35,13 +35,14 @@ pub struct InspectArgs {
 }
 
 /// Inspects.
-pub fn execute(_: &Common, command: &JournalCommand) -> anyhow::Result<Done> {
+pub fn execute(common: &Common, command: &JournalCommand) -> anyhow::Result<Done> {
     let JournalCommand::Inspect(args) = command;
-    if args.ticks { dump(args) } else { inspect(args) }
+    let fetched = remote::journal(common, &args.dir)?;
+    if args.ticks { dump(args, fetched.path()) } else { inspect(args, fetched.path()) }
 }
 
-fn inspect(args: &InspectArgs) -> anyhow::Result<Done> {
-    let found = journal::inspect(&args.dir, args.from, args.until)?;
+fn inspect(args: &InspectArgs, dir: &Path) -> anyhow::Result<Done> {
+    let found = journal::inspect(dir, args.from, args.until)?;
     let code = u8::from(found.damaged > 0);
     Ok(Done { answer: serde_json::to_value(&found)?, text: report(&found), code })
 }
@@ -104,9 +105,9 @@ fn as_json(value: &impl serde::Serialize) -> String {
 }
 
 /// Prints ticks as they are read: a journal may be large.
-fn dump(args: &InspectArgs) -> anyhow::Result<Done> {
+fn dump(args: &InspectArgs, dir: &Path) -> anyhow::Result<Done> {
     let mut out = BufWriter::new(io::stdout().lock());
-    let count = match journal::dump(&args.dir, args.from, args.until, &mut out) {
+    let count = match journal::dump(dir, args.from, args.until, &mut out) {
         Ok(count) => count,
         // Whoever read the ticks has read enough.
         Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => 0,

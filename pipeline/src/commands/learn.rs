@@ -7,16 +7,16 @@ use clap::Args;
 use omnify_decision::learn::{self, CellBuilder, LearnOptions};
 use omnify_decision::model::ClickModel;
 use omnify_operators::model::{EventTime, Registry, RegistryView};
-use omnify_sinks::history::HistoryReader;
+use omnify_sinks::history::{HistoryReader, Table};
 use serde_json::json;
 
-use super::{Done, UsageError};
+use super::{Done, UsageError, remote};
 use crate::cli::Common;
 
 /// Options of `learn`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct LearnArgs {
-    /// Folder of the history to learn from.
+    /// Folder of the history to learn from, or s3://bucket/prefix of a copy.
     #[arg(long, value_name = "FOLDER")]
     pub history: PathBuf,
     /// Where the model is written (JSON). A file that is there already is replaced only by a model
@@ -31,7 +31,8 @@ pub struct LearnArgs {
 /// Learns, reports, and writes the model when it is accepted.
 pub fn execute(common: &Common, args: &LearnArgs) -> anyhow::Result<Done> {
     let config = common.load(None)?;
-    let reader = HistoryReader::open(&args.history)?;
+    let fetched = remote::history(common, &args.history, remote::of_table(Table::Events))?;
+    let reader = HistoryReader::open(fetched.path())?;
     let registry = Arc::new(Registry::utc());
     let mut view = RegistryView::new(registry.clone());
     let mut cells = CellBuilder::default();

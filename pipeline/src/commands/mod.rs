@@ -5,6 +5,7 @@ pub mod history;
 pub mod journal;
 pub mod learn;
 pub mod orders;
+pub mod remote;
 pub mod replay;
 pub mod run;
 
@@ -14,11 +15,15 @@ use omnify_config::{ConfigError, Problems};
 use omnify_sinks::action::LedgerError;
 use omnify_sinks::history::HistoryError;
 use omnify_sinks::journal::JournalError;
+use omnify_sinks::objects::ObjectsError;
 
 use crate::cluster::{ClusterError, EXIT_LOST};
 use crate::decode::MappingError;
 use crate::engine::RunSummary;
 use crate::source::SourceError;
+
+/// Another engine holds the object store's prefix (state.remote).
+const EXIT_FENCED: u8 = 7;
 
 /// What a command came to.
 #[derive(Debug)]
@@ -48,6 +53,13 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     }
     if is(|e| e.is::<OutputError>() || e.is::<LedgerError>()) {
         return 4;
+    }
+    match error.downcast_ref::<ObjectsError>() {
+        Some(error) if error.is_fenced() => return EXIT_FENCED,
+        Some(ObjectsError::Damaged { .. }) => return 1,
+        Some(ObjectsError::Address { .. } | ObjectsError::Nothing { .. }) => return 2,
+        Some(_) => return 4,
+        None => {}
     }
     match error.downcast_ref::<JournalError>() {
         Some(JournalError::Damaged { .. } | JournalError::Missing { .. }) => return 1,

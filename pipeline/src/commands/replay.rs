@@ -11,7 +11,7 @@ use omnify_operators::spec::{FeatureSpec, PaneRows};
 use omnify_sinks::history::{Difference, HistoryError, HistoryReader, HistoryWriter, Table};
 use serde_json::json;
 
-use super::{Done, UsageError, totals, totals_text};
+use super::{Done, UsageError, remote, totals, totals_text};
 use crate::cli::Common;
 use crate::clock::{self, Clock};
 use crate::decode::{Door, Mapping};
@@ -26,7 +26,8 @@ use crate::source::{self, ReadOptions, Source};
 /// Options of `replay`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ReplayArgs {
-    /// Folder of a history to replay.
+    /// Folder of a history to replay, or s3://bucket/prefix of a copy (the newest history in it, or
+    /// …/history/NAME).
     #[arg(required_unless_present = "input", conflicts_with = "input")]
     pub history: Option<PathBuf>,
     /// Checks the history and that the replay gives the same decisions.
@@ -199,7 +200,9 @@ fn files(common: &Common, args: &ReplayArgs, input: &Path) -> anyhow::Result<Don
     }
 }
 
-fn record(common: &Common, args: &ReplayArgs, dir: &Path) -> anyhow::Result<Done> {
+fn record(common: &Common, args: &ReplayArgs, place: &Path) -> anyhow::Result<Done> {
+    let fetched = remote::history(common, place, remote::all)?;
+    let dir = fetched.path();
     let reader = HistoryReader::open(dir)?;
     let config = common.load(Some(("config.toml of the history", &reader.meta().config_toml)))?;
     let started = clock::instant();

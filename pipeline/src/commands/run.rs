@@ -1,5 +1,5 @@
 //! `omnify run`: the live engine on the system's clock. It goes on where an earlier process on the
-//! same `state.dir` stood, however that ended.
+//! same `state.dir` stood, however that ended; on an empty one, where the copy (`state.remote`) ends.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -10,11 +10,11 @@ use clap::Args;
 use omnify_config::{Checked, Layers};
 use serde_json::json;
 
-use super::{Done, UsageError, totals, totals_text};
+use super::{Done, UsageError, remote, totals, totals_text};
 use crate::cli::{self, Common};
 use crate::clock::Clock;
 use crate::cluster::{self, Leader, Members, OnLost};
-use crate::durable::LEDGER;
+use crate::durable::{LEDGER, MirrorOptions, restore_if_empty};
 use crate::kafka;
 use crate::live::{HistoryAt, Live, Setup, listen, other_config};
 
@@ -72,10 +72,17 @@ pub fn execute(common: &Common, args: &RunArgs) -> anyhow::Result<Done> {
         None => None,
     };
     let listener = listen(&config)?;
-    if config.state.enabled {
-        catch_up(&config)?;
+    let mirror = remote::mirror(&config)?;
+    if let Some(mirror) = &mirror {
+        let histories = config.history.enabled.then(|| PathBuf::from(&config.history.dir));
+        let runtime = tokio::runtime::Runtime::new()?;
+        let state = Path::new(&config.state.dir);
+        restore_if_empty(&mirror.remote, state, histories.as_deref(), runtime.handle())?;
     }
-    let live = Live::start_with(setup(&config, listener), leader)?;
+    if config.state.enabled {
+        catch_up(&config, mirror.clone())?;
+    }
+    let live = Live::start_with(setup(&config, listener, mirror), leader)?;
     let runtime = live.runtime().handle();
     let positions = live.positions();
     let kafka =
@@ -100,7 +107,11 @@ pub fn execute(common: &Common, args: &RunArgs) -> anyhow::Result<Done> {
     Ok(Done { answer, text, code: 0 })
 }
 
-fn setup(config: &Arc<Checked>, listener: Option<TcpListener>) -> Setup {
+fn setup(
+    config: &Arc<Checked>,
+    listener: Option<TcpListener>,
+    mirror: Option<MirrorOptions>,
+) -> Setup {
     let (history, state) = (&config.history, &config.state);
     let state_dir = PathBuf::from(&state.dir);
     Setup {
@@ -111,19 +122,20 @@ fn setup(config: &Arc<Checked>, listener: Option<TcpListener>) -> Setup {
         history: history.enabled.then(|| HistoryAt::Below(PathBuf::from(&history.dir))),
         ledger: state_dir.join(LEDGER),
         state: state.enabled.then_some(state_dir),
+        mirror,
         controls: Vec::new(),
     }
 }
 
 /// Ticks that a crash left behind the last snapshot are made once more under the configuration that
 /// made them, and a snapshot is taken; from there the present one goes on.
-fn catch_up(config: &Arc<Checked>) -> anyhow::Result<()> {
+fn catch_up(config: &Arc<Checked>, mirror: Option<MirrorOptions>) -> anyhow::Result<()> {
     let Some(toml) = other_config(Path::new(&config.state.dir), config)? else { return Ok(()) };
     tracing::info!("the configuration has changed since the crash; catching up under the old one");
     let checked =
         Layers::new().text("the configuration of the journal", &toml)?.build()?.validate()?;
     let old = Arc::new(checked);
-    let at = setup(config, None);
+    let at = setup(config, None, mirror);
     let live = Live::start(Setup { config: old, ..at })?;
     live.stop()?;
     Ok(())

@@ -19,7 +19,7 @@ use omnify_sinks::journal::{JournalError, JournalWriter, Position, Retention, Ti
 use omnify_sinks::telemetry::events;
 use tokio::sync::oneshot;
 
-use super::Reached;
+use super::{Copy, Reached};
 use crate::clock::{self, Clock};
 
 /// Told when the rows of an arrival are on disk; dropped untold when they will not be.
@@ -33,8 +33,20 @@ pub struct JournalTick {
     pub receipts: Vec<Receipt>,
 }
 
-/// Told of every tick that is on disk, with where its sources are to be read on.
-pub type OnDurable = Box<dyn FnMut(Tick, &[Position]) + Send>;
+/// A group of ticks that is on disk.
+pub struct Durable {
+    /// The last of them.
+    pub tick: Tick,
+    /// Where their sources are to be read on.
+    pub positions: Vec<Position>,
+    /// Who is told that their rows are taken.
+    pub receipts: Vec<Receipt>,
+    /// The segment that holds them, and its bytes.
+    pub extent: (String, u64),
+}
+
+/// Told of every group that is on disk.
+pub type OnDurable = Box<dyn FnMut(Durable) + Send>;
 
 /// Ticks of one group at most: bounds the memory of a group and the time until its sync.
 const GROUP_TICKS: usize = 256;
@@ -55,14 +67,19 @@ pub struct Journal {
 
 impl Journal {
     /// Starts the thread on a journal that stands where `writer` says. `limits` bound what is kept
-    /// beyond [`Journal::keep_from`].
+    /// beyond [`Journal::keep_from`]; a `copy` elsewhere hears what is durable, and says what it needs.
     pub fn start(
         writer: JournalWriter,
         limits: Retention,
         queue_ticks: usize,
         clock: Clock,
         told: OnDurable,
-    ) -> std::io::Result<Journal> {
+        copy: Option<Copy>,
+    ) -> anyhow::Result<Journal> {
+        if let Some(copy) = &copy {
+            let extents = writer.opened_extents()?;
+            extents.iter().for_each(|(segment, bytes)| copy.journal(segment, *bytes));
+        }
         let (queue, receiver) = bounded(queue_ticks.max(1));
         let durable = Arc::new(Reached::at(writer.last_tick()));
         let keep_from = Arc::new(AtomicU64::new(0));
@@ -77,6 +94,7 @@ impl Journal {
             stalled: stalled.clone(),
             clock,
             told,
+            copy,
         };
         let failed = error.clone();
         let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
@@ -127,6 +145,7 @@ struct Writing {
     stalled: Arc<AtomicU64>,
     clock: Clock,
     told: OnDurable,
+    copy: Option<Copy>,
 }
 
 impl Writing {
@@ -143,14 +162,19 @@ impl Writing {
                 ticks += 1;
             }
             let started = clock::instant();
-            if let Some(durable) = self.persist()? {
-                self.durable.reach(durable);
-                (self.told)(durable, &positions);
-                positions.clear();
+            if self.copy.as_ref().is_some_and(Copy::is_lost) {
+                // Another engine goes on from the copy: what comes now must not count here.
+                return Ok(());
             }
-            for receipt in receipts.drain(..) {
-                // Whoever does not wait any more does not mind.
-                let _ = receipt.send(());
+            if let (Some(tick), Some(extent)) = (self.persist()?, self.writer.extent()) {
+                let (positions, receipts) =
+                    (std::mem::take(&mut positions), std::mem::take(&mut receipts));
+                (self.told)(Durable { tick, positions, receipts, extent: extent.clone() });
+                // Whoever acts on a durable tick can rely on its copy being under way.
+                if let Some(copy) = &self.copy {
+                    copy.journal(&extent.0, extent.1);
+                }
+                self.durable.reach(tick);
             }
             events::JournalCommitted { ticks, took: started.elapsed() }.emit();
             self.retain();
@@ -184,7 +208,8 @@ impl Writing {
 
     /// Deletes what nobody needs any more, once after each snapshot.
     fn retain(&mut self) {
-        let keep_from = self.keep_from.load(Ordering::Acquire);
+        let copied = self.copy.as_ref().map_or(Tick::MAX, Copy::keep_from);
+        let keep_from = self.keep_from.load(Ordering::Acquire).min(copied);
         if keep_from <= self.kept_from {
             return;
         }

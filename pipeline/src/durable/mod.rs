@@ -23,14 +23,19 @@
 //! | `snapshot` | the thread that gathers the state of one tick and commits it |
 //! | `recover` | from the folder to everything a start needs |
 //! | `state` | what a snapshot holds beside the operators' state |
+//! | `mirror` | the copy of all of it on an object store |
 
 mod journal;
+mod mirror;
 mod reached;
 mod recover;
 mod snapshot;
 mod state;
 
-pub use journal::{Journal, JournalTick, OnDurable, Receipt};
+pub use journal::{Durable, Journal, JournalTick, OnDurable, Receipt};
+pub use mirror::{
+    Claimed, Copy, Folders, Mirror, MirrorOptions, Strict, in_doubt_until, restore_if_empty,
+};
 pub use reached::Reached;
 pub use recover::{JOURNAL, LEDGER, Recovered, SNAPSHOTS, Start, Tail, recover, start_of};
 pub use snapshot::{Moment, Snapshots, Surroundings};

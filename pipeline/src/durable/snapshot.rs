@@ -21,7 +21,7 @@ use omnify_operators::state::StateItem;
 use omnify_sinks::snapshot::{Manifest, SnapshotStore, SnapshotWriter};
 use omnify_sinks::telemetry::events;
 
-use super::{EngineState, Reached};
+use super::{Copy, EngineState, Reached};
 use crate::clock;
 
 /// Messages that may wait; at the bound the decision thread waits. An export emits one a tick.
@@ -70,6 +70,8 @@ pub struct Surroundings {
     pub journal: Arc<Reached>,
     /// The journal keeps everything from here on.
     pub journal_from: Arc<AtomicU64>,
+    /// The copy elsewhere, which may need a snapshot a little longer.
+    pub copy: Option<Copy>,
 }
 
 /// The handle of the thread.
@@ -218,7 +220,8 @@ impl Gathering {
         })?;
         let (bytes, took) = (committed.bytes, open.started.elapsed());
         events::SnapshotTaken { tick: open.tick, bytes, took }.emit();
-        let oldest = self.store.keep(self.surroundings.keep)?.oldest_kept;
+        let pinned = self.surroundings.copy.as_ref().and_then(Copy::pinned);
+        let oldest = self.store.keep(self.surroundings.keep, pinned)?.oldest_kept;
         // As long as there is only one, the journal is what stands in for it.
         if let Some(oldest) = oldest.filter(|oldest| *oldest < open.tick) {
             self.surroundings.journal_from.store(oldest + 1, Ordering::Release);

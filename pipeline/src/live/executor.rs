@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 use omnify_config::{Checked, ExecutorKind};
 use omnify_decision::control::Control;
+use omnify_operators::model::Tick;
 use omnify_sinks::action::dispatcher::Backoff;
 use omnify_sinks::action::{
     ActionSink, Dispatcher, KafkaActions, KafkaOptions, Ledger, Market, MarketOptions, Options,
@@ -13,6 +14,7 @@ use omnify_sinks::action::{
 use tokio::runtime::Handle;
 
 use crate::clock::Clock;
+use crate::durable::Copy;
 use crate::engine::Execution;
 
 /// Longest wait between two tries, as a multiple of the first.
@@ -28,13 +30,15 @@ pub(super) const fn name(kind: ExecutorKind) -> &'static str {
 }
 
 /// Starts the dispatcher; `None` for a dry run, which needs nobody. What it ends at once goes to
-/// `inputs`, everything else comes out of the receiver.
+/// `inputs`, everything else comes out of the receiver. A `copy` of the ledger has what is called; what
+/// a restored one may lack is in doubt up to a tick.
 pub(super) fn start(
     config: &Checked,
     ledger: &Path,
     clock: &Clock,
     runtime: &Handle,
     inputs: &Sender<Control>,
+    (copy, in_doubt_until): (Option<Copy>, Tick),
 ) -> anyhow::Result<Option<(Execution, Receiver<Control>)>> {
     let executor = &config.executor;
     let sink: Arc<dyn ActionSink> = match executor.kind {
@@ -57,9 +61,13 @@ pub(super) fn start(
             cap: base.saturating_mul(BACKOFF_CAP),
             attempts_max: u32::try_from(executor.attempts_max).unwrap_or(u32::MAX),
         },
+        in_doubt_until,
         ..Options::default()
     };
-    let ledger = Ledger::open(ledger)?;
+    let mut ledger = Ledger::open(ledger)?;
+    if let Some(copy) = copy {
+        ledger.copied_by(Arc::new(copy))?;
+    }
     let clock = clock.clone();
     let (dispatcher, outcomes) =
         Dispatcher::start(sink, ledger, options, Arc::new(move || clock.now()), runtime.clone())?;

@@ -6,8 +6,8 @@
 //! move the clock, so a tick is never before the events in it.
 //!
 //! A closed tick goes to the workers and to the journal at the same time; the order of ticks is the
-//! order of everything. When the workers or the journal are behind, nothing more is taken from the
-//! sources until they have caught up.
+//! order of everything. When the workers, the journal or its copy are behind, nothing more is taken from
+//! the sources until they have caught up.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use super::intake::{Arrival, Arrivals};
 use super::overload::Overload;
 use crate::clock::{self, Clock};
 use crate::decode::Door;
-use crate::durable::{Inputs, JournalTick, Positions, Receipt};
+use crate::durable::{Copy, Inputs, JournalTick, Positions, Receipt};
 use crate::engine::Note;
 use crate::engine::feed::{LiveQueue, TickBatch};
 
@@ -82,6 +82,8 @@ pub(super) struct DurableEnds {
     pub(super) batches: Batches,
     /// Numbers report rows.
     pub(super) door: Arc<Door>,
+    /// The copy elsewhere.
+    pub(super) copy: Option<Copy>,
 }
 
 /// What enters at the next tick.
@@ -122,7 +124,8 @@ impl Ingest {
         let (no_arrivals, no_controls) = (never(), never());
         loop {
             let room = self.has_room();
-            let full = pending.note.rows >= self.arrivals.rows_max() as u64;
+            // What is not copied yet must not grow further; time and outcomes go on.
+            let full = pending.note.rows >= self.arrivals.rows_max() as u64 || self.copy_is_full();
             let arrivals = if room && !full { &self.arrivals.usual } else { &no_arrivals };
             let full = full || pending.reports.len() >= REPORTS_PER_TICK;
             let reports = if room && !full { &self.arrivals.reports } else { &no_arrivals };
@@ -182,6 +185,11 @@ impl Ingest {
     fn has_room(&self) -> bool {
         let journal = self.durable.as_ref().is_none_or(|durable| !durable.journal.is_full());
         journal && self.queue.has_room()
+    }
+
+    fn copy_is_full(&self) -> bool {
+        let copy = self.durable.as_ref().and_then(|durable| durable.copy.as_ref());
+        copy.is_some_and(Copy::is_full)
     }
 
     fn snapshot_due(&self, last: Instant) -> bool {

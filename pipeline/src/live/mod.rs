@@ -69,7 +69,10 @@ use tokio::sync::{oneshot, watch};
 use crate::clock::Clock;
 use crate::cluster::{Cluster, Leader};
 use crate::decode::Door;
-use crate::durable::{self, Journal, OnDurable, Snapshots, Surroundings};
+use crate::durable::{
+    self, Claimed, Journal, Mirror, MirrorOptions, OnDurable, Snapshots, Strict, Surroundings,
+    in_doubt_until,
+};
 use crate::engine::feed::{LiveQueue, OnEntry, ResumeFeed};
 use crate::engine::{
     self, BoxedFeed, Decider, Progress, Recorder, Resume, RunSummary, SharedBook, Wakers, Watch,
@@ -117,8 +120,10 @@ pub struct Setup {
     pub history: Option<HistoryAt>,
     /// Folder of journal and snapshots; without it nothing survives the process but the history.
     pub state: Option<PathBuf>,
-    /// Folder of the ledger of actions.
+    /// Folder of the ledger of actions; `ledger` in the state folder where there is a copy.
     pub ledger: PathBuf,
+    /// Where the state and the history are copied to, if they are.
+    pub mirror: Option<MirrorOptions>,
     /// Control inputs of the first tick.
     pub controls: Vec<Control>,
 }
@@ -147,6 +152,8 @@ pub struct Live {
     ingest: JoinHandle<()>,
     engine: JoinHandle<EngineResult>,
     journal: Option<Journal>,
+    mirror: Option<Mirror>,
+    stop_within: Duration,
     cluster: Option<Cluster>,
     history: Option<PathBuf>,
     positions: Positions,
@@ -164,7 +171,8 @@ impl Live {
 
     /// The same, with workers in further processes, which are waited for.
     pub fn start_with(setup: Setup, leader: Option<Leader>) -> anyhow::Result<Live> {
-        let Setup { config, clock, speed, listener, history, state, ledger, mut controls } = setup;
+        let Setup { config, clock, speed, listener, history, state, ledger, mirror, mut controls } =
+            setup;
         let speed = speed.max(1);
         let registry = Arc::new(setup::registry(&config));
         let view = RegistryView::new(registry.clone());
@@ -181,14 +189,35 @@ impl Live {
             controls.push(Control::Kill { tenant: None });
         }
         let (positions, outputs) = (Positions::default(), Outputs::start(&config, &spec.windows)?);
-        let told = told(positions.clone(), outputs.as_ref());
-        let past = Past::open(&config, state.as_deref(), history, &registry, &spec, &clock, told)?;
+        let mut told = told(positions.clone(), outputs.as_ref());
+        let claimed = match (mirror, &state) {
+            (Some(options), Some(state)) => Some(Claimed::take(options, state, runtime.handle())?),
+            _ => None,
+        };
+        let copy = claimed.as_ref().map(Claimed::copy);
+        let (mut strict, mut acknowledged) = (Strict::default(), None);
+        if claimed.as_ref().is_some_and(Claimed::is_strict) {
+            let (deferred, now, reached) = Strict::between(told);
+            (strict, told, acknowledged) = (deferred, now, Some(reached));
+        }
+        let past = Past::open(
+            &config,
+            state.as_deref(),
+            history,
+            &registry,
+            &spec,
+            &clock,
+            told,
+            claimed.as_ref(),
+        )?;
         let Past { stage, writer, history, journal, snapshots_dir, restore, tail, engine, last } =
             past;
         let until = tail.as_ref().map(|tail| tail.last);
+        let in_doubt = state.as_deref().map_or(Ok(0), |state| in_doubt_until(state, last))?;
+        let copied = (copy.clone(), in_doubt);
         let (inputs, inputs_out) = bounded(QUEUE_CONTROLS);
         let (execution, outcomes) =
-            match executor::start(&config, &ledger, &clock, runtime.handle(), &inputs)? {
+            match executor::start(&config, &ledger, &clock, runtime.handle(), &inputs, copied)? {
                 Some((execution, outcomes)) => (Some(execution), outcomes),
                 None => (None, crossbeam_channel::never()),
             };
@@ -210,6 +239,7 @@ impl Live {
                 history: recorder.as_ref().map(|recorder| recorder.committed.clone()),
                 journal: journal.durable().clone(),
                 journal_from: journal.keep_from(),
+                copy: copy.clone(),
             })?),
             _ => None,
         };
@@ -226,6 +256,17 @@ impl Live {
 
         let decided = Arc::<AtomicU64>::default();
         let watches = Watches::default();
+        let mirror = match (claimed, state) {
+            (Some(claimed), Some(state)) => {
+                let folders = durable::Folders { state, history: history.clone() };
+                Some(claimed.start(folders, strict)?)
+            }
+            _ => None,
+        };
+        if let Some(copy) = copy.clone() {
+            let watch: Watch = Arc::new(move || copy.problems());
+            watches.lock().unwrap_or_else(PoisonError::into_inner).push(watch);
+        }
         let wakers = Wakers::default();
         let workers = setup::workers(&config);
         let (queue, feed, others) = LiveQueue::new(workers, QUEUE_TICKS, wakers.clone());
@@ -244,7 +285,8 @@ impl Live {
             book: book.clone(),
             decided: decided.clone(),
             clock: clock.clone(),
-            journal: durable,
+            // An action leaves when its tick is where what is acknowledged must be.
+            journal: acknowledged.or(durable),
             snapshots,
             outputs,
             watches: watches.clone(),
@@ -303,6 +345,7 @@ impl Live {
                 positions: durable::Positions::from(positions.all()),
                 batches,
                 door: door.clone(),
+                copy,
             }
         });
         let ingest = ingest::Ingest {
@@ -335,6 +378,8 @@ impl Live {
             ingest,
             engine,
             journal,
+            mirror,
+            stop_within: config.state.stop_within.duration(),
             cluster,
             history,
             positions,
@@ -455,17 +500,22 @@ impl Live {
     }
 
     /// Stops in order: sources, the last ticks and the last snapshot, decisions and actions, the
-    /// history, the journal, HTTP.
+    /// history, the journal, their copy, HTTP.
     pub fn stop(self) -> anyhow::Result<RunSummary> {
         self.intake.close();
+        if let Some(mirror) = &self.mirror {
+            mirror.stopping(self.stop_within);
+        }
         let _ = self.stop.send(());
         let panicked = |what: &str| anyhow::anyhow!("the {what} thread panicked");
         self.ingest.join().map_err(|_| panicked("ingest"))?;
         let result = self.engine.join().map_err(|_| panicked("decision"))?;
         let journal = self.journal.map_or(Ok(()), Journal::finish);
+        let mirror = self.mirror.map_or(Ok(()), Mirror::finish);
         drop(self.http);
         self.runtime.shutdown_timeout(RUNTIME_GRACE);
-        // Where the journal failed, everything else followed.
+        // Where the copy or the journal failed, everything else followed.
+        mirror?;
         journal?;
         let (summary, failure) = result?;
         if let (Some(cluster), None) = (self.cluster, &failure) {
@@ -478,10 +528,14 @@ impl Live {
 /// Hears what becomes durable: the sources, and what is sent only then.
 fn told(positions: Positions, outputs: Option<&Outputs>) -> OnDurable {
     let sender = outputs.map(|outputs| outputs.sender.clone());
-    Box::new(move |tick, read| {
-        read.iter().for_each(|position| positions.durable(position));
+    Box::new(move |group| {
+        group.positions.iter().for_each(|position| positions.durable(position));
         if let Some(sender) = &sender {
-            sender.durable(tick);
+            sender.durable(group.tick);
+        }
+        for receipt in group.receipts {
+            // Whoever does not wait any more does not mind.
+            let _ = receipt.send(());
         }
     })
 }

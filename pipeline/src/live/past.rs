@@ -15,7 +15,9 @@ use omnify_decision::stage::Stage;
 use omnify_operators::model::{Registry, RegistryView, Tick};
 use omnify_operators::spec::FeatureSpec;
 use omnify_operators::state::StateItem;
-use omnify_sinks::history::{HistoryError, HistoryMeta, HistoryWriter, WriterOptions};
+use omnify_sinks::history::{
+    HistoryError, HistoryMeta, HistoryWriter, START_FOLDER, WriterOptions,
+};
 use omnify_sinks::journal::{JournalOptions, Retention, StartRecord};
 use omnify_sinks::snapshot::SnapshotStore;
 
@@ -23,12 +25,12 @@ use super::HistoryAt;
 use crate::clock::Clock;
 use crate::commands::output_error;
 use crate::durable::{
-    EngineState, JOURNAL, Journal, OnDurable, Recovered, SNAPSHOTS, Tail, recover,
+    Claimed, EngineState, JOURNAL, Journal, OnDurable, Recovered, SNAPSHOTS, Tail, recover,
 };
 use crate::setup::{self, Mode};
 
 /// Folder, in a history, of the snapshot that it begins with.
-pub const START: &str = "start";
+pub const START: &str = START_FOLDER;
 
 /// Everything that the state folder and the history say.
 pub(super) struct Past {
@@ -46,7 +48,9 @@ pub(super) struct Past {
 }
 
 impl Past {
-    /// Opens both. Without a state folder the engine is new. `told` hears what becomes durable.
+    /// Opens both. Without a state folder the engine is new. `told` hears what becomes durable, and a
+    /// copy elsewhere what is there.
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn open(
         config: &Arc<Checked>,
         state: Option<&Path>,
@@ -55,10 +59,12 @@ impl Past {
         spec: &FeatureSpec,
         clock: &Clock,
         told: OnDurable,
+        claimed: Option<&Claimed>,
     ) -> anyhow::Result<Past> {
         let stage = setup::stage_config(config);
         let view = RegistryView::new(registry.clone());
-        let histories = Histories { config, spec, view: &view, clock };
+        let epoch = claimed.map(Claimed::epoch);
+        let histories = Histories { config, spec, view: &view, clock, epoch };
         let Some(dir) = state else {
             let (writer, history) = histories.open(history, None)?.unzip();
             return Ok(Past {
@@ -102,7 +108,14 @@ impl Past {
             stage,
             writer,
             history,
-            journal: Some(Journal::start(journal, limits, queue, clock.clone(), told)?),
+            journal: Some(Journal::start(
+                journal,
+                limits,
+                queue,
+                clock.clone(),
+                told,
+                claimed.map(Claimed::copy),
+            )?),
             snapshots_dir: Some(dir.join(SNAPSHOTS)),
             restore: snapshot.map(|tick| (tick, items)),
             tail,
@@ -142,6 +155,8 @@ struct Histories<'a> {
     spec: &'a FeatureSpec,
     view: &'a RegistryView,
     clock: &'a Clock,
+    /// Of the copy, if there is one.
+    epoch: Option<u64>,
 }
 
 impl Histories<'_> {
@@ -217,7 +232,12 @@ impl Histories<'_> {
     /// With a journal, commits happen only where a restart can go on.
     fn options(&self, journal: bool) -> WriterOptions {
         let options = setup::writer_options(self.config);
-        WriterOptions { commit_rows: if journal { 0 } else { options.commit_rows }, ..options }
+        WriterOptions {
+            commit_rows: if journal { 0 } else { options.commit_rows },
+            // Another process may have used any name before, and its copy may still be there.
+            names_from: self.epoch.map_or(0, |epoch| epoch << 32),
+            ..options
+        }
     }
 
     fn with_currencies(&self, writer: HistoryWriter) -> HistoryWriter {

@@ -54,6 +54,9 @@ pub struct Options {
     pub outcomes_max: usize,
     /// Waits between tries.
     pub backoff: Backoff,
+    /// Actions of ticks up to this one may have been called although the ledger does not know them:
+    /// it was restored from a copy that lagged behind. They are settled, not called. 0 is none.
+    pub in_doubt_until: Tick,
 }
 
 impl Default for Options {
@@ -63,6 +66,7 @@ impl Default for Options {
             in_flight_max: 256,
             outcomes_max: 65_536,
             backoff: Backoff::default(),
+            in_doubt_until: 0,
         }
     }
 }
@@ -374,7 +378,8 @@ impl Core {
                 }
             } else {
                 for intent in starts {
-                    self.spawn(intent, Entry::Call);
+                    let doubt = intent.tick <= self.options.in_doubt_until;
+                    self.spawn(intent, if doubt { Entry::Settle } else { Entry::Call });
                 }
             }
             self.waiting.extend(answers);

@@ -48,7 +48,7 @@ use serde::{Deserialize, Serialize};
 pub use dispatcher::{Counts, Dispatcher, NowTick, Options};
 pub use dry_run::DryRun;
 pub use kafka::{KafkaActions, KafkaOptions};
-pub use ledger::{Entry, Ledger, LedgerError};
+pub use ledger::{Entry, Ledger, LedgerCopy, LedgerError};
 pub use market::{Market, MarketOptions};
 
 /// An action as the ledger keeps it and a sink executes it: the same facts as [`Action`], owned,

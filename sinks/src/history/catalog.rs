@@ -22,6 +22,7 @@ use super::leftovers::remove_leftovers;
 use super::manifest::{MANIFEST_FILE, Manifest, Merges, Part, totals};
 use super::part::{Disk, replace_file};
 use super::table::{part_name, replaced_path};
+use super::writer::WriterOptions;
 
 /// Name of the file that is locked while a process writes.
 const LOCK_FILE: &str = "lock";
@@ -36,9 +37,11 @@ pub(crate) struct Catalog {
     pub(crate) disk: Arc<dyn Disk>,
     durable: bool,
     /// How often a range was used, by path without number: the next number before any merge.
-    used: HashMap<String, u32>,
+    used: HashMap<String, u64>,
     /// Above every number in use.
-    next_number: u32,
+    next_number: u64,
+    /// Names are told apart by that number alone.
+    numbered: bool,
     /// Replaced files, with the last tick when they were.
     retired: Vec<(Tick, PathBuf)>,
     _lock: File,
@@ -59,34 +62,45 @@ impl Catalog {
         root: PathBuf,
         manifest: Manifest,
         disk: Arc<dyn Disk>,
-        durable: bool,
+        options: &WriterOptions,
         lock: File,
     ) -> Result<Catalog, HistoryError> {
         remove_leftovers(&*disk, &root, &manifest)?;
-        let mut used: HashMap<String, u32> = HashMap::new();
+        let (durable, names_from) = (options.durable, options.names_from);
+        let mut used: HashMap<String, u64> = HashMap::new();
         for part in &manifest.parts {
             *used.entry(plain_name(part.folder(), part.first_tick, part.last_tick)).or_default() +=
                 1;
         }
         let highest = used.values().copied().max().unwrap_or(0);
         let next_number = manifest.merges.as_ref().map_or(highest, |merges| merges.next_number);
-        let retired = Vec::new();
-        Ok(Catalog { root, manifest, disk, durable, used, next_number, retired, _lock: lock })
+        // Once parts have been merged the list no longer tells which names there were.
+        let numbered = manifest.merges.is_some() || names_from > 0;
+        Ok(Catalog {
+            root,
+            manifest,
+            disk,
+            durable,
+            used,
+            next_number: next_number.max(names_from),
+            numbered,
+            retired: Vec::new(),
+            _lock: lock,
+        })
     }
 
     /// The name of the next part of a range in `folder`; ask again until [`Catalog::took_name`].
     pub(crate) fn name(&self, folder: &str, first: Tick, last: Tick) -> String {
-        // Once parts have been merged the list no longer tells which names there were.
-        let number = match self.manifest.merges {
-            None => self.used.get(&plain_name(folder, first, last)).copied().unwrap_or(0),
-            Some(_) => self.next_number,
+        let number = match self.numbered {
+            false => self.used.get(&plain_name(folder, first, last)).copied().unwrap_or(0),
+            true => self.next_number,
         };
         part_name(first, last, number)
     }
 
     /// Marks the name that was given last for this range as used.
     pub(crate) fn took_name(&mut self, folder: &str, first: Tick, last: Tick) {
-        if self.manifest.merges.is_some() {
+        if self.numbered {
             self.next_number += 1;
             return;
         }
@@ -163,6 +177,7 @@ impl Catalog {
         }
         self.sync(&folders)?;
         self.replace(manifest)?;
+        self.numbered = true;
         let now = self.manifest.last_tick.unwrap_or(0);
         for part in merged.iter().flat_map(|merge| &merge.replaced) {
             let path = self.root.join(&part.file);

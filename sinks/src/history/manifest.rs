@@ -59,7 +59,7 @@ impl Part {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Merges {
     /// Above every number that a file name of this history has or had.
-    pub next_number: u32,
+    pub next_number: u64,
     /// Rows ever committed, by table: no merge may change them.
     pub rows: BTreeMap<Table, u64>,
 }
@@ -132,13 +132,17 @@ impl Manifest {
     /// Reads the manifest of `root` and checks its seal; `None` when there is none.
     pub(crate) fn load(root: &Path) -> Result<Option<Manifest>, HistoryError> {
         let path = root.join(MANIFEST_FILE);
-        let bad = |what: String| HistoryError::Description { path: path.clone(), what };
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(HistoryError::io("read", &path)(e)),
-        };
-        let sealed: Sealed = serde_json::from_slice(&bytes)
+        match fs::read(&path) {
+            Ok(bytes) => Manifest::parse(&bytes, &path).map(Some),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(HistoryError::io("read", &path)(e)),
+        }
+    }
+
+    /// Checks the manifest in `bytes`, which errors say is at `path`.
+    pub fn parse(bytes: &[u8], path: &Path) -> Result<Manifest, HistoryError> {
+        let bad = |what: String| HistoryError::Description { path: path.to_owned(), what };
+        let sealed: Sealed = serde_json::from_slice(bytes)
             .map_err(|e| bad(format!("is damaged: {e}; restore it from a copy")))?;
         let manifest = sealed.manifest;
         let lines = manifest.lines().map_err(|e| bad(format!("is damaged: {e}")))?;
@@ -154,6 +158,6 @@ impl Manifest {
                 manifest.schema_version
             )));
         }
-        Ok(Some(manifest))
+        Ok(manifest)
     }
 }

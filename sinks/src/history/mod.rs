@@ -25,6 +25,7 @@ mod entities;
 mod error;
 mod events;
 mod features;
+mod files;
 mod leftovers;
 mod manifest;
 mod meta;
@@ -41,6 +42,7 @@ mod writer;
 pub use compact::{BackgroundMerge, Compacted, Compaction, MergeJob, MergeStep, Merged, compact};
 pub use dead_letter::{DEAD_LETTER_BYTES_MAX, DeadLetter};
 pub use error::{Difference, HistoryError};
+pub use files::HistoryFiles;
 pub use manifest::{Manifest, Merges, Part};
 pub use meta::HistoryMeta;
 pub use omnify_decision::digest::DecisionDigest;
@@ -52,6 +54,9 @@ pub use summary::{Summary, TableSummary};
 pub use table::{NO_TENANT, SCHEMA_VERSION, Table};
 pub use ticks::TickRecord;
 pub use writer::{CurrencyOf, HistoryWriter, WriterOptions};
+
+/// Folder, in a history, of the snapshot that it begins with, if its engine was not new.
+pub const START_FOLDER: &str = "start";
 
 /// The columns of a table in a history of this run.
 pub(crate) fn schema_of(table: Table, meta: &HistoryMeta) -> arrow::datatypes::SchemaRef {

@@ -111,7 +111,7 @@ pub(crate) fn partition_folder(table: Table, tenant: Option<&str>, date: &str) -
 }
 
 /// The name of a part; `number` tells apart parts of equal range.
-pub(crate) fn part_name(first: Tick, last: Tick, number: u32) -> String {
+pub(crate) fn part_name(first: Tick, last: Tick, number: u64) -> String {
     match number {
         0 => format!("part-{first:013}-{last:013}.parquet"),
         n => format!("part-{first:013}-{last:013}-{n}.parquet"),

@@ -60,6 +60,10 @@ pub struct WriterOptions {
     pub durable: bool,
     /// Commit after this many rows, at the next boundary of ticks. 0 leaves commits to the caller.
     pub commit_rows: u64,
+    /// Lowest number in the names of new parts; 0 leaves it out where it can. A history with copies
+    /// elsewhere, which another process may have to continue, gives each process numbers of its own,
+    /// so that no name ever stands for two contents.
+    pub names_from: u64,
 }
 
 impl Default for WriterOptions {
@@ -71,6 +75,7 @@ impl Default for WriterOptions {
             durable: true,
             buffered_bytes_max: 192 << 20,
             commit_rows: 16_000_000,
+            names_from: 0,
         }
     }
 }
@@ -204,7 +209,7 @@ impl HistoryWriter {
         })?;
         let digest = DecisionDigest::resume(meta.windows.len(), chain);
         let last_tick = manifest.last_tick;
-        let catalog = Catalog::new(root, manifest, disk, options.durable, lock)?;
+        let catalog = Catalog::new(root, manifest, disk, &options, lock)?;
         Ok(HistoryWriter {
             context: Context::new(catalog, meta, options, view),
             stores: Stores::default(),

@@ -43,6 +43,7 @@ pub use error::JournalError;
 pub use inspect::{Inspection, SegmentReport, dump, inspect};
 pub use reader::{JournalReader, Ticks};
 pub use retain::{Removed, Retention};
+pub(crate) use segment::first_tick_of;
 pub use segment::list as segments;
 pub use writer::{JournalOptions, JournalWriter, Opened};
 

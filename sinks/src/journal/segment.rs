@@ -62,7 +62,7 @@ pub(super) fn name(first_tick: Tick) -> String {
 }
 
 /// The first tick of the segment of this name; `None` when it is none.
-fn first_tick_of(name: &str) -> Option<Tick> {
+pub(crate) fn first_tick_of(name: &str) -> Option<Tick> {
     let digits = name.strip_prefix("journal-")?.strip_suffix(EXTENSION)?.strip_suffix('.')?;
     (digits.len() == 20).then(|| digits.parse().ok()).flatten()
 }

@@ -293,6 +293,22 @@ impl JournalWriter {
         self.closed_bytes + self.current.as_ref().map_or(0, |current| current.link.bytes)
     }
 
+    /// The segment that is being written and its durable bytes; `None` before its first commit.
+    pub fn extent(&self) -> Option<(String, u64)> {
+        let current = self.current.as_ref().filter(|current| current.used)?;
+        Some((segment::name(current.link.first_tick), current.link.bytes))
+    }
+
+    /// Every segment that the journal was opened with, and its durable bytes.
+    pub fn opened_extents(&self) -> Result<Vec<(String, u64)>, JournalError> {
+        let mut extents = Vec::new();
+        for (first_tick, _, counts) in segment::chain(&self.dir)? {
+            let link = counts.or(self.last.filter(|last| last.first_tick == first_tick));
+            extents.extend(link.map(|link| (segment::name(first_tick), link.bytes)));
+        }
+        Ok(extents)
+    }
+
     /// Bytes appended and not durable yet, before compression: commit when it grows large.
     pub fn pending_bytes(&self) -> usize {
         self.frames.iter().map(FrameBuilder::len).sum()

@@ -27,13 +27,24 @@ pub struct LatencyMs {
     pub max: f64,
 }
 
-/// Something an operator should look at; makes `/readyz` answer 503 while it is reported.
+/// Something an operator should look at; makes `/readyz` answer 503 while it is reported, unless
+/// nothing is held up by it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
     /// Stable code, for example `history_writer_stalled`.
     pub code: &'static str,
     /// What is wrong and what to do.
     pub text: String,
+}
+
+impl Problem {
+    /// The copy on the object store is behind, and nobody waits for it.
+    pub const MIRROR_BEHIND: &'static str = "mirror_behind";
+
+    /// Whether events are held up, or must not come here.
+    pub fn holds_up(&self) -> bool {
+        self.code != Problem::MIRROR_BEHIND
+    }
 }
 
 /// Everything the process counts. Taken at a tick boundary, so that the conservation identity

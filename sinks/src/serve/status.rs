@@ -59,7 +59,7 @@ impl Readiness {
             let text = "events are missing or counted twice: see /v1/status".to_owned();
             reasons.push(Reason { code: "conservation", text });
         }
-        for problem in &snapshot.counters.problems {
+        for problem in snapshot.counters.problems.iter().filter(|problem| problem.holds_up()) {
             // The texts of problems may name tenants.
             let text = if texts { problem.text.clone() } else { "see /v1/status".to_owned() };
             reasons.push(Reason { code: problem.code, text });

@@ -54,11 +54,11 @@ pub(super) fn chunk_file(name: &str) -> String {
 
 /// The manifest as a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct ManifestFile {
+pub(crate) struct ManifestFile {
     pub(super) format: u32,
     #[serde(flatten)]
     pub(super) manifest: Manifest,
-    pub(super) chunks: Vec<Chunk>,
+    pub(crate) chunks: Vec<Chunk>,
     /// BLAKE3 of this file with an empty check.
     pub(super) check: String,
 }
@@ -78,21 +78,26 @@ impl ManifestFile {
 
     /// Reads and checks the manifest in `dir`.
     pub(super) fn read(dir: &Path) -> Result<ManifestFile, SnapshotError> {
+        let path = dir.join(MANIFEST_FILE);
+        let bytes = fs::read(&path).map_err(SnapshotError::io("read", &path))?;
+        ManifestFile::parse(&bytes, &path)
+    }
+
+    /// Checks the manifest in `bytes`, which errors say is at `path`.
+    pub(crate) fn parse(bytes: &[u8], path: &Path) -> Result<ManifestFile, SnapshotError> {
         #[derive(Deserialize)]
         struct Format {
             format: u32,
         }
-        let path = dir.join(MANIFEST_FILE);
-        let bytes = fs::read(&path).map_err(SnapshotError::io("read", &path))?;
-        let broken = |error: serde_json::Error| SnapshotError::damaged(&path, error.to_string());
-        let Format { format } = serde_json::from_slice(&bytes).map_err(broken)?;
+        let broken = |error: serde_json::Error| SnapshotError::damaged(path, error.to_string());
+        let Format { format } = serde_json::from_slice(bytes).map_err(broken)?;
         if format > FORMAT {
-            return Err(SnapshotError::Newer { path, format, known: FORMAT });
+            return Err(SnapshotError::Newer { path: path.to_owned(), format, known: FORMAT });
         }
-        let mut file: ManifestFile = serde_json::from_slice(&bytes).map_err(broken)?;
+        let mut file: ManifestFile = serde_json::from_slice(bytes).map_err(broken)?;
         let check = std::mem::take(&mut file.check);
         if blake3::hash(&file.bytes()).to_hex().as_str() != check {
-            return Err(SnapshotError::damaged(&path, "it fails its checksum"));
+            return Err(SnapshotError::damaged(path, "it fails its checksum"));
         }
         file.check = check;
         Ok(file)

@@ -17,6 +17,7 @@ mod store;
 mod writer;
 
 pub use error::SnapshotError;
+pub(crate) use manifest::ManifestFile;
 pub use manifest::{Chunk, FORMAT, MANIFEST_FILE, Manifest};
 pub use store::{DamagedSnapshot, KEPT_MIN, Newest, Pruned, Snapshot, SnapshotStore};
 pub use writer::{ChunkWriter, Committed, SnapshotWriter};

@@ -68,6 +68,11 @@ impl SnapshotStore {
         Ok(store)
     }
 
+    /// The store at `root`, to be read only: a snapshot may be in the making.
+    pub fn at(root: &Path) -> SnapshotStore {
+        SnapshotStore { root: root.to_owned() }
+    }
+
     /// The folder.
     pub fn root(&self) -> &Path {
         &self.root
@@ -128,8 +133,9 @@ impl SnapshotStore {
     }
 
     /// Removes all but the newest `count` (at least [`KEPT_MIN`]) that look intact: manifest sound,
-    /// files there with their sizes. One that does not is removed once it is older than those.
-    pub fn keep(&self, count: usize) -> Result<Pruned, SnapshotError> {
+    /// files there with their sizes. One that does not is removed once it is older than those. The one
+    /// that is `pinned` stays.
+    pub fn keep(&self, count: usize, pinned: Option<Tick>) -> Result<Pruned, SnapshotError> {
         let mut pruned = Pruned::default();
         let mut intact = 0;
         for tick in self.list()?.into_iter().rev() {
@@ -139,6 +145,9 @@ impl SnapshotStore {
                 if looks_intact {
                     pruned.oldest_kept = Some(tick);
                 }
+                continue;
+            }
+            if Some(tick) == pinned {
                 continue;
             }
             let dir = folder(&self.root, tick);

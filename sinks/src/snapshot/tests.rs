@@ -128,14 +128,14 @@ fn a_later_format_is_not_misread() {
 fn two_intact_ones_are_always_kept() {
     let root = tempfile::tempdir().unwrap();
     let store = SnapshotStore::open(root.path()).unwrap();
-    assert_eq!(store.keep(0).unwrap(), Pruned::default());
+    assert_eq!(store.keep(0, None).unwrap(), Pruned::default());
     for tick in 1..=5 {
         write(root.path(), tick);
     }
-    assert_eq!(store.keep(4).unwrap(), Pruned { removed: vec![1], oldest_kept: Some(2) });
+    assert_eq!(store.keep(4, None).unwrap(), Pruned { removed: vec![1], oldest_kept: Some(2) });
     // The newest loses a file: two intact ones stay beside it.
     fs::remove_file(root.path().join(format!("{:020}", 5)).join("state.bin")).unwrap();
-    assert_eq!(store.keep(1).unwrap(), Pruned { removed: vec![2], oldest_kept: Some(3) });
+    assert_eq!(store.keep(1, None).unwrap(), Pruned { removed: vec![2], oldest_kept: Some(3) });
     assert_eq!(store.list().unwrap(), [3, 4, 5]);
 }
 
@@ -149,7 +149,7 @@ fn an_unchanged_chunk_is_shared_and_outlives_its_first_snapshot() {
         writer.reuse("state", &store.get(tick - 1).unwrap()).unwrap();
         writer.commit(manifest(tick)).unwrap();
     }
-    assert_eq!(store.keep(2).unwrap().removed, [1]);
+    assert_eq!(store.keep(2, None).unwrap().removed, [1]);
     let snapshot = store.newest_valid().unwrap().snapshot.unwrap();
     assert_eq!(snapshot.chunk("state").unwrap(), content(1));
 }

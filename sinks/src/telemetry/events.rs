@@ -349,6 +349,41 @@ impl SnapshotFailed<'_> {
     }
 }
 
+/// The copy on the object store was brought forward.
+#[derive(Clone, Copy, Debug)]
+pub struct MirrorCopied {
+    /// Bytes of journal and ledger copied.
+    pub bytes: u64,
+    /// Bytes that wait.
+    pub backlog_bytes: u64,
+    /// Age of the oldest of them.
+    pub lag: Duration,
+}
+
+impl MirrorCopied {
+    /// Counts.
+    pub fn emit(self) {
+        counter!(Metric::MirrorBytes.name()).increment(self.bytes);
+        gauge!(Metric::MirrorBacklog.name()).set(self.backlog_bytes as f64);
+        gauge!(Metric::MirrorLag.name()).set(self.lag.as_secs_f64());
+    }
+}
+
+/// The object store failed; it is tried again.
+#[derive(Clone, Copy)]
+pub struct MirrorFailed<'a> {
+    /// What went wrong.
+    pub error: &'a dyn std::fmt::Display,
+}
+
+impl MirrorFailed<'_> {
+    /// Logs and counts.
+    pub fn emit(self) {
+        counter!(Metric::MirrorErrors.name()).increment(1);
+        warn!(error = %self.error, "the object store does not take the copy; it is tried again");
+    }
+}
+
 /// The engine cannot keep up, or can again.
 #[derive(Clone, Copy, Debug)]
 pub struct OverloadChanged {
@@ -524,6 +559,9 @@ mod tests {
             SnapshotTaken { tick: 9, bytes: 10, took: Duration::from_millis(30) }.emit();
             SnapshotFailed { tick: 9, error: &"disk full" }.emit();
             OverloadChanged { level: 1, lag: Duration::from_millis(150) }.emit();
+            let lag = Duration::from_millis(40);
+            MirrorCopied { bytes: 10, backlog_bytes: 5, lag }.emit();
+            MirrorFailed { error: &"503" }.emit();
             InvariantViolated { invariant: "conservation", count: 1 }.emit();
             KafkaDelivered { count: 1 }.emit();
             KafkaFailed { class: "timeout", error: &"no broker" }.emit();

@@ -97,6 +97,14 @@ pub enum Metric {
     SnapshotTick,
     /// Size of the newest committed snapshot.
     SnapshotBytes,
+    /// Bytes of journal and ledger copied to the object store.
+    MirrorBytes,
+    /// Bytes of journal and ledger that are durable and not copied yet.
+    MirrorBacklog,
+    /// Age of the oldest of them.
+    MirrorLag,
+    /// Tries at the object store that failed.
+    MirrorErrors,
     /// Overload level: 0 normal, 1 coarser ticks, 2 cold entities later, 3 hot entities first.
     Overload,
     /// Violations of an invariant; anything above zero is a bug.
@@ -153,6 +161,10 @@ impl Metric {
         Metric::Snapshots,
         Metric::SnapshotTick,
         Metric::SnapshotBytes,
+        Metric::MirrorBytes,
+        Metric::MirrorBacklog,
+        Metric::MirrorLag,
+        Metric::MirrorErrors,
         Metric::Overload,
         Metric::InvariantViolations,
         Metric::KafkaDelivered,
@@ -385,6 +397,38 @@ impl Metric {
                 kind: Gauge,
                 unit: Some(Bytes),
                 help: "Size of the newest committed snapshot.",
+                labels: &[],
+                buckets: NONE,
+            },
+            Metric::MirrorBytes => Description {
+                name: "omnify_mirror_bytes_total",
+                kind: Counter,
+                unit: Some(Bytes),
+                help: "Bytes of journal and ledger copied to the object store.",
+                labels: &[],
+                buckets: NONE,
+            },
+            Metric::MirrorBacklog => Description {
+                name: "omnify_mirror_backlog_bytes",
+                kind: Gauge,
+                unit: Some(Bytes),
+                help: "Bytes of journal and ledger that are durable and not copied yet.",
+                labels: &[],
+                buckets: NONE,
+            },
+            Metric::MirrorLag => Description {
+                name: "omnify_mirror_lag_seconds",
+                kind: Gauge,
+                unit: Some(Seconds),
+                help: "Age of the oldest durable byte that is not copied yet.",
+                labels: &[],
+                buckets: NONE,
+            },
+            Metric::MirrorErrors => Description {
+                name: "omnify_mirror_errors_total",
+                kind: Counter,
+                unit: Some(Count),
+                help: "Tries at the object store that failed.",
                 labels: &[],
                 buckets: NONE,
             },

@@ -1,12 +1,14 @@
 //! The process ends at the worst moments.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 
 use futures::future::BoxFuture;
 use omnify_decision::control::{Actual, Outcome};
 use omnify_operators::model::EntityKey;
 use omnify_sinks::action::{
-    ActionSink, Capabilities, ExecError, ExecOutcome, Intent, Ledger, Market,
+    ActionSink, Capabilities, ExecError, ExecOutcome, Intent, Ledger, LedgerCopy, LedgerError,
+    Market, Options,
 };
 
 use crate::rig::{
@@ -101,4 +103,68 @@ fn the_outcome_is_still_known_after_a_restart() {
     assert_eq!(rig.run(change), applied(bid(5)));
     assert_eq!(rig.platform.count("POST"), 1);
     assert_eq!(Ledger::undo_plan(rig.dir(), id(1)).unwrap(), Some(bid(1)));
+}
+
+/// The ledger came back from a copy that lagged behind: it does not know what was called last.
+#[test]
+fn what_a_restored_ledger_may_lack_is_read_back_before_it_is_called() {
+    for (called, dedupes) in [(true, true), (true, false), (false, true), (false, false)] {
+        let options = Options { in_doubt_until: NOW, ..quick() };
+        let mut rig = Rig::stopped(options, |platform| {
+            let market = market(platform, PATIENCE);
+            if dedupes { Arc::new(market) } else { Arc::new(NoPromise(market)) }
+        });
+        let held = if called { 5 } else { 1 };
+        rig.platform.lock().settings.insert(owner(1), actual(held));
+        rig.start();
+        let expected = match (called, dedupes) {
+            (true, _) | (false, true) => applied(bid(5)),
+            (false, false) => Outcome::Expired,
+        };
+        assert_eq!(rig.run(action(1, owner(1), bid(5))), expected, "{called} {dedupes}");
+        let calls = usize::from(!called && dedupes);
+        assert_eq!((rig.platform.count("GET"), rig.platform.count("POST")), (1, calls));
+        // What comes later is nobody else's.
+        let mut later = action(2, owner(1), bid(7));
+        later.tick = NOW + 1;
+        assert_eq!(rig.run(later), applied(bid(7)));
+        assert_eq!(rig.platform.count("GET"), 1);
+    }
+}
+
+/// A copy that must have an intent before the call is made.
+#[derive(Default)]
+struct Copied {
+    files: Mutex<Vec<(String, u64, bool)>>,
+    ended: AtomicBool,
+}
+
+impl LedgerCopy for Copied {
+    fn grown(&self, file: &str, bytes: u64, intents: bool) -> bool {
+        self.files.lock().unwrap().push((file.to_owned(), bytes, intents));
+        !(intents && self.ended.load(SeqCst))
+    }
+}
+
+#[test]
+fn nothing_is_called_whose_intent_the_copy_will_not_have() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = Arc::new(Copied::default());
+    let mut ledger = Ledger::open(dir.path()).unwrap();
+    ledger.copied_by(copy.clone()).unwrap();
+    ledger.intend(&action(1, owner(1), bid(5)).into());
+    ledger.commit(NOW).unwrap();
+    ledger.end(id(1), NOW, &applied(bid(5)));
+    ledger.commit(NOW).unwrap();
+    let length = std::fs::metadata(dir.path().join("actions-0000000001.ledger")).unwrap().len();
+    let told = copy.files.lock().unwrap().clone();
+    assert_eq!(told.iter().map(|(.., intents)| *intents).collect::<Vec<_>>(), [false, true, false]);
+    assert_eq!(
+        told.last().map(|(file, bytes, _)| (file.as_str(), *bytes)),
+        Some(("actions-0000000001.ledger", length))
+    );
+    copy.ended.store(true, SeqCst);
+    ledger.intend(&action(2, owner(2), bid(5)).into());
+    assert!(matches!(ledger.commit(NOW), Err(LedgerError::Copy)));
+    assert_eq!(ledger.seen(id(2)), None);
 }

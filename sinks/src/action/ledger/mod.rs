@@ -23,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use omnify_decision::action::{Id, Setting};
 use omnify_decision::control::Outcome;
@@ -68,6 +69,9 @@ pub enum LedgerError {
         /// What is wrong.
         reason: String,
     },
+    /// It is on disk here, but will not get into its copy any more.
+    #[error("the action ledger cannot be copied to the object store any more: the engine stops")]
+    Copy,
     /// Another process holds it.
     #[error(
         "the action ledger in {} is in use by another process: stop it, or give this one another \
@@ -84,6 +88,13 @@ impl LedgerError {
     fn io(what: &'static str, path: &Path, source: io::Error) -> LedgerError {
         LedgerError::Io { what, path: path.to_owned(), source }
     }
+}
+
+/// A copy of the ledger elsewhere.
+pub trait LedgerCopy: Send + Sync {
+    /// The file is durable up to `bytes`. With `intents` among them a copy that must have them before
+    /// a call is made waits here until it has; false when it never will.
+    fn grown(&self, file: &str, bytes: u64, intents: bool) -> bool;
 }
 
 /// What the ledger knows of an id.
@@ -148,6 +159,7 @@ pub struct Ledger {
     /// Every segment with the latest expiry in it.
     segments: BTreeMap<u64, Tick>,
     repaired_bytes: u64,
+    copy: Option<Arc<dyn LedgerCopy>>,
 }
 
 impl Ledger {
@@ -182,6 +194,7 @@ impl Ledger {
             unfinished: BTreeMap::new(),
             segments: BTreeMap::new(),
             repaired_bytes: 0,
+            copy: None,
         };
         ledger.segments.insert(number, 0);
         for segment in numbers {
@@ -274,7 +287,8 @@ impl Ledger {
         if self.buffered.intent_lines.is_empty() && self.buffered.outcome_lines.is_empty() {
             return Ok(());
         }
-        if let Err(error) = self.write_buffered() {
+        let intents = !self.buffered.intent_lines.is_empty();
+        if let Err(error) = self.write_buffered().and_then(|()| self.copied(intents)) {
             self.buffered.intent_lines.clear();
             for id in std::mem::take(&mut self.buffered.intents) {
                 self.unfinished.remove(&id);
@@ -295,6 +309,25 @@ impl Ledger {
             tracing::warn!(%error, "action ledger: no new segment");
         }
         Ok(())
+    }
+
+    /// From now on `copy` is told of every commit; first of what is there.
+    pub fn copied_by(&mut self, copy: Arc<dyn LedgerCopy>) -> Result<(), LedgerError> {
+        for number in segment::list(&self.dir)? {
+            let path = segment::path(&self.dir, number);
+            let bytes = fs::metadata(&path).map(|metadata| metadata.len());
+            let bytes = bytes.map_err(|source| LedgerError::io("read", &path, source))?;
+            copy.grown(&segment::name(number), bytes, false);
+        }
+        self.copy = Some(copy);
+        Ok(())
+    }
+
+    fn copied(&self, intents: bool) -> Result<(), LedgerError> {
+        let grown = |copy: &Arc<dyn LedgerCopy>| {
+            copy.grown(&segment::name(self.number), self.bytes, intents)
+        };
+        if self.copy.as_ref().is_none_or(grown) { Ok(()) } else { Err(LedgerError::Copy) }
     }
 
     fn write_buffered(&mut self) -> Result<(), LedgerError> {
@@ -367,6 +400,7 @@ impl Ledger {
         let carried = self.unfinished.values().map(|intent| intent.expires).max().unwrap_or(0);
         self.segments.insert(number, carried);
         (self.number, self.bytes, self.dirty) = (number, batch.len() as u64, false);
+        self.copied(false)?;
         while self.segments.len() > SEGMENTS_KEPT + 1 {
             let Some((oldest, last_expires)) = self.segments.first_key_value() else { break };
             if last_expires + KEPT_MS >= now {

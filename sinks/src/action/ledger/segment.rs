@@ -41,7 +41,12 @@ const EXTENSION: &str = "ledger";
 
 /// The file of segment `number`.
 pub(super) fn path(dir: &Path, number: u64) -> PathBuf {
-    dir.join(format!("actions-{number:010}.{EXTENSION}"))
+    dir.join(name(number))
+}
+
+/// Its name.
+pub(super) fn name(number: u64) -> String {
+    format!("actions-{number:010}.{EXTENSION}")
 }
 
 /// The segments in `dir`, oldest first.

@@ -63,7 +63,7 @@ pub(crate) fn compact_on(
     let manifest = Manifest::load(&root)?.ok_or_else(missing)?;
     let meta = Arc::new(HistoryMeta::load(&root)?);
     let mut done = Compacted { before: Summary::of(&manifest), ..Compacted::default() };
-    let mut catalog = Catalog::new(root, manifest, disk, options.durable, lock)?;
+    let mut catalog = Catalog::new(root, manifest, disk, options, lock)?;
     let never = AtomicBool::new(false);
     let mut at = Compaction::default();
     loop {

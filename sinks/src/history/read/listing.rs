@@ -54,7 +54,7 @@ fn is_named(part: &Part) -> bool {
         .and_then(|number| number.strip_suffix(".parquet"));
     number.is_some_and(|number| {
         let digits = number.strip_prefix('-');
-        digits.map_or(number.is_empty(), |digits| digits.parse::<u32>().is_ok())
+        digits.map_or(number.is_empty(), |digits| digits.parse::<u64>().is_ok())
     })
 }
 

@@ -1,0 +1,351 @@
+//! `omnify run` with a copy on an object store, and its local disk lost: killed at once, its folder
+//! deleted, started on an empty one. Over a folder, and over a real server where OMNIFY_S3_ENDPOINT names
+//! one (deploy/s3/run.sh).
+#![cfg(unix)]
+
+mod objects_support;
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
+
+use object_store::ObjectStore;
+use object_store::memory::InMemory;
+use objects_support::{Caller, Home, Platform, addresses, feature_rows, json_of, run};
+use omnify_config::{Checked, Layers};
+use omnify_pipeline::clock::Clock;
+use omnify_pipeline::durable::{MirrorOptions, restore_if_empty};
+use omnify_pipeline::live::{HistoryAt, Live, Setup};
+use omnify_sinks::objects::Remote;
+use omnify_sinks::objects::faults::{FaultyStore, Rates};
+use reqwest::StatusCode;
+use serde_json::json;
+use tokio::runtime::Runtime;
+
+/// Pushes until `sent` batches are acknowledged.
+fn push_all(home: &Home, life: &objects_support::Life, from: usize, to: usize) {
+    for number in from..to {
+        let (status, answer) = home.push(life, number).unwrap();
+        assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+    }
+}
+
+#[test]
+fn real_s3_what_was_acknowledged_survives_the_loss_of_the_disk() {
+    for address in addresses("lost") {
+        let platform = Platform::start();
+        let sets = ["state.acknowledge=mirror".to_owned(), format!("state.remote={address}")];
+        let home = Home::new(&platform, &sets);
+        let mut sent = 0;
+        for lives in 0..4 {
+            if lives == 2 {
+                // A restore that was interrupted left half of a journal.
+                let state = home.path("omnify-data/state");
+                fs::create_dir_all(state.join("journal")).unwrap();
+                let half = format!("journal-{:020}.omj", 5);
+                fs::write(state.join("journal").join(half), "half").unwrap();
+                let mark = json!({"id": "x", "restoring": true, "in_doubt": false,
+                    "in_doubt_until": null});
+                fs::write(state.join("mirror.json"), mark.to_string()).unwrap();
+            }
+            let workers = format!("engine.workers={}", 1 + lives % 2);
+            let mut life = home.live(&[&workers]);
+            if sent > 0 {
+                home.until_in(&life, 10 * sent as u64);
+                // What was acknowledged is not taken again.
+                let (status, answer) = home.push(&life, sent - 1).unwrap();
+                assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+                assert_eq!(answer["accepted"], 10, "{answer}");
+            }
+            push_all(&home, &life, sent, sent + 25);
+            sent += 25;
+            // SIGKILL: no handler runs, no buffer is written. Then the disk is gone.
+            life.child.kill().unwrap();
+            life.child.wait().unwrap();
+            fs::remove_dir_all(home.path("omnify-data")).unwrap();
+        }
+        let mut life = home.live(&[]);
+        let status = home.until_in(&life, 10 * sent as u64);
+        assert_eq!(status["conservation"]["holds"], true, "{status}");
+        assert_eq!(status["counters"]["dead_letters"], json!({}), "{status}");
+        home.stop(&mut life);
+
+        // The record replays to itself: decisions, and every closed row, on any number of workers.
+        let history = home.history();
+        let rows = feature_rows(&history);
+        assert!(rows.len() > 1, "{} rows", rows.len());
+        for (workers, place) in [("1", history.display().to_string()), ("2", address.clone())] {
+            let again = home.path(&format!("again-{workers}"));
+            let out = again.to_str().unwrap();
+            let answer =
+                home.answer(&["replay", &place, "--verify", "--workers", workers, "--out", out]);
+            assert_eq!(answer["identical"], true, "{answer}");
+            assert_eq!(answer["events_in"], 10 * sent, "{answer}");
+            assert_eq!(feature_rows(&again), rows);
+        }
+        let (changed, twice) = platform.changed();
+        assert!(changed > 10, "there were actions: {changed}");
+        assert_eq!(twice, 0, "an action took effect twice");
+
+        // Whatever reads a history or a journal reads the copy.
+        let listed = home.answer(&["history", "ls", &address]);
+        assert_eq!(listed["tables"]["events"]["rows"], 10 * sent, "{listed}");
+        let run_name = history.file_name().unwrap().to_str().unwrap();
+        let verified =
+            home.answer(&["history", "verify", &format!("{address}/history/{run_name}")]);
+        assert_eq!(verified["intact"], true, "{verified}");
+        let out = home.path("exported");
+        let export =
+            ["history", "export", &address, "--table", "events", "--format", "csv", "--to"];
+        let exported = home.answer(&[&export[..], &[out.to_str().unwrap()]].concat());
+        assert_eq!(exported["rows"]["events"], 10 * sent, "{exported}");
+        let inspected = home.answer(&["journal", "inspect", &address]);
+        assert_eq!(inspected["damaged"], 0, "{inspected}");
+        assert!(inspected["ticks"].as_u64() > Some(0), "{inspected}");
+        let compact = run(home.command(&["history", "compact", &address]));
+        assert_eq!(compact.status.code(), Some(2));
+        let learn = ["learn", "--history", &address, "--out", "model.json"];
+        let learned = run(home.command(&learn));
+        let said = String::from_utf8_lossy(&learned.stderr);
+        assert!(!said.contains("object store"), "{said}");
+    }
+}
+
+/// With `acknowledge = "disk"` the last moment may be lost, but what is there fits together, and an
+/// action that may have left is looked up before anything is sent.
+#[test]
+fn real_s3_a_copy_that_lags_is_whole_and_acts_on_nothing_twice() {
+    for address in addresses("lags") {
+        let platform = Platform::start();
+        let sets = ["state.mirror_every=50ms".to_owned(), format!("state.remote={address}")];
+        let home = Home::new(&platform, &sets);
+        let (mut sent, mut known) = (0, 0);
+        for lives in 0..4 {
+            let mut life = home.live(&[]);
+            push_all(&home, &life, sent, sent + 25);
+            sent += 25;
+            // What a copy had once it has for ever.
+            if lives % 2 == 0 {
+                home.until_mirrored(&life);
+                known = home.status(&life)["counters"]["events_in"].as_u64().unwrap();
+            }
+            life.child.kill().unwrap();
+            life.child.wait().unwrap();
+            fs::remove_dir_all(home.path("omnify-data")).unwrap();
+        }
+        let mut life = home.live(&[]);
+        home.stop(&mut life);
+        let answer = home.answer(&["replay", &address, "--verify", "--workers", "2"]);
+        assert_eq!(answer["identical"], true, "{answer}");
+        assert_eq!(answer["conserved"], true, "{answer}");
+        let found = answer["events_in"].as_u64().unwrap();
+        assert!(known > 0 && found >= known && found.is_multiple_of(10), "{known} {answer}");
+        assert_eq!(platform.changed().1, 0, "an action took effect twice");
+    }
+}
+
+#[test]
+fn real_s3_an_engine_that_was_overtaken_stops_and_stays_stopped() {
+    for address in addresses("fenced") {
+        let platform = Platform::start();
+        let sets = [format!("state.remote={address}"), "state.mirror_every=50ms".to_owned()];
+        let (first, second) = (Home::new(&platform, &sets), Home::new(&platform, &sets));
+        let mut old = first.live(&[]);
+        push_all(&first, &old, 0, 5);
+        first.until_mirrored(&old);
+        // An empty folder takes the copy over, with what was in it.
+        let mut new = second.live(&[]);
+        second.until_in(&new, 50);
+        assert_eq!(old.child.wait().unwrap().code(), Some(7));
+        let said = old.said();
+        assert!(said.contains("has taken over"), "{said}");
+        push_all(&second, &new, 5, 10);
+        // The folder that was overtaken is refused, and the one that has the copy is not disturbed.
+        let refused = run(first.command(&["run", "--for", "1s", "-c", "omnify.toml"]));
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(7), "{said}");
+        assert!(said.contains("is the copy of another state folder"), "{said}");
+        push_all(&second, &new, 10, 15);
+        second.until_in(&new, 150);
+        second.stop(&mut new);
+    }
+}
+
+#[test]
+fn real_s3_a_server_that_is_down_for_a_while_is_caught_up() {
+    let Ok(dir) = std::env::var("OMNIFY_S3_DIR") else {
+        eprintln!("skipped: OMNIFY_S3_DIR is not set (deploy/s3/run.sh)");
+        return;
+    };
+    let server = |what: &[&str]| {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/s3/run.sh");
+        let done = Command::new(script).args(what).args(["--dir", &dir]).status().unwrap();
+        assert!(done.success(), "{what:?}");
+    };
+    let port = std::env::var("OMNIFY_S3_ENDPOINT").unwrap();
+    let port = port.rsplit(':').next().unwrap().to_owned();
+    let address = addresses("down").pop().unwrap();
+    let platform = Platform::start();
+    let sets = [
+        format!("state.remote={address}"),
+        "state.mirror_every=50ms".to_owned(),
+        "object_store.timeout=1s".to_owned(),
+    ];
+    let home = Home::new(&platform, &sets);
+    let mut life = home.live(&[]);
+    push_all(&home, &life, 0, 10);
+    server(&["kill"]);
+    push_all(&home, &life, 10, 60);
+    home.until_problem(&life, "mirror_behind", true);
+    server(&["start", "--port", &port]);
+    home.until_problem(&life, "mirror_behind", false);
+    push_all(&home, &life, 60, 70);
+    home.until_mirrored(&life);
+    life.child.kill().unwrap();
+    life.child.wait().unwrap();
+    fs::remove_dir_all(home.path("omnify-data")).unwrap();
+    let mut life = home.live(&[]);
+    home.until_in(&life, 700);
+    home.stop(&mut life);
+}
+
+/// A live engine in this process, copied to `store`.
+fn live(dir: &Path, store: Arc<dyn ObjectStore>, strict: bool, backlog_bytes_max: u64) -> Live {
+    let layers = Layers::new().text("test", objects_support::CONFIG).unwrap();
+    let config: Checked =
+        layers.set("executor.kind=dry_run").unwrap().build().unwrap().validate().unwrap();
+    let (state, histories) = (dir.join("state"), dir.join("history"));
+    let remote = Remote::new(store, "copy", "memory");
+    let runtime = Runtime::new().unwrap();
+    restore_if_empty(&remote, &state, Some(&histories), runtime.handle()).unwrap();
+    let every = Duration::from_millis(20);
+    Live::start(Setup {
+        config: Arc::new(config),
+        clock: Clock::System,
+        speed: 1,
+        listener: Some(TcpListener::bind("127.0.0.1:0").unwrap()),
+        history: Some(HistoryAt::Below(histories)),
+        ledger: state.join("ledger"),
+        state: Some(state),
+        mirror: Some(MirrorOptions { remote, every, strict, backlog_bytes_max, snapshots_kept: 2 }),
+        controls: Vec::new(),
+    })
+    .unwrap()
+}
+
+/// Stops it; what it took in.
+fn events_in(live: Live) -> u64 {
+    let counters = live.stop().unwrap().counters;
+    assert!(counters.conservation().holds, "{counters:?}");
+    counters.events_in
+}
+
+fn base(live: &Live) -> String {
+    format!("http://{}", live.address().unwrap())
+}
+
+/// The store as it was at many moments, with every fault it knows: each time an engine that starts
+/// from there has what was acknowledged by then, whole, and its history replays to itself.
+#[test]
+fn every_moment_of_a_strict_copy_holds_what_was_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let caller = Caller::new();
+    let inner = Arc::new(InMemory::new());
+    let rates = Rates { refused: 60, reply_lost: 60, slow: 200, unlisted: 300 };
+    let faulty = Arc::new(FaultyStore::new(inner.clone(), rates, 11));
+    let engine = live(&dir.path().join("first"), faulty.clone(), true, 1 << 30);
+    let mut moments = Vec::new();
+    for number in 0..120 {
+        let (status, answer) = caller.push(&base(&engine), number).unwrap();
+        assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+        if number % 20 == 13 {
+            moments.push((number + 1, inner.fork()));
+        }
+    }
+    assert!(faulty.failures() > 20, "{}", faulty.failures());
+    engine.stop().unwrap();
+    for (at, (pushed, store)) in moments.into_iter().enumerate() {
+        let place = dir.path().join(format!("moment-{at}"));
+        let engine = live(&place, Arc::new(store), true, 1 << 30);
+        let (status, answer) = caller.push(&base(&engine), 1_000).unwrap();
+        assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+        let history = engine.history().unwrap().to_owned();
+        let found = events_in(engine);
+        assert!(
+            found.is_multiple_of(10) && found > 10 * pushed as u64,
+            "{pushed} batches: {found}"
+        );
+        let mut command = Command::new(objects_support::OMNIFY);
+        command.arg("replay").arg(&history).args(["--verify", "--json", "--quiet"]);
+        let answer = json_of(&run(command));
+        assert_eq!(answer["identical"], true, "{answer}");
+        assert_eq!(answer["events_in"], found, "{answer}");
+    }
+}
+
+/// Beyond the bound the sources wait; nothing is lost, and it goes on by itself.
+#[test]
+fn a_store_that_is_down_holds_the_sources_at_the_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let caller = Caller::new();
+    let faulty = Arc::new(FaultyStore::new(Arc::new(InMemory::new()), Rates::default(), 3));
+    let engine = live(&dir.path().join("old"), faulty.clone(), false, 16 << 10);
+    faulty.down(true);
+    let (accepted, enough) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let (at, count, stop) = (base(&engine), accepted.clone(), enough.clone());
+    let pusher = std::thread::spawn(move || {
+        let caller = Caller::new();
+        for number in 0.. {
+            if stop.load(SeqCst) {
+                return number as u64;
+            }
+            // Held too long it is told to come again, which counts it once.
+            while caller.push(&at, number).unwrap().0 != StatusCode::ACCEPTED {}
+            count.fetch_add(1, SeqCst);
+        }
+        unreachable!("the range has no end")
+    });
+    let shown = |code: &str| caller.problems(&base(&engine)).iter().any(|p| p == code);
+    caller.until(|| shown("mirror_full") && shown("mirror_behind"));
+    let held = accepted.load(SeqCst);
+    assert!(held > 0);
+    faulty.down(false);
+    caller.until(|| accepted.load(SeqCst) > held + 1 && !shown("mirror_full"));
+    enough.store(true, SeqCst);
+    let pushed = pusher.join().unwrap();
+    caller.until(|| !shown("mirror_behind"));
+    engine.stop().unwrap();
+    // All of it is in the copy.
+    let engine = live(&dir.path().join("new"), faulty, false, 1 << 30);
+    assert_eq!(events_in(engine), 10 * pushed);
+}
+
+/// With the store down a stop does not wait for ever, and strict mode tells nobody what is not copied.
+#[test]
+fn a_stop_without_the_store_is_bounded_and_acknowledges_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let caller = Caller::new();
+    let faulty = Arc::new(FaultyStore::new(Arc::new(InMemory::new()), Rates::default(), 5));
+    let engine = live(&dir.path().join("a"), faulty.clone(), true, 1 << 30);
+    assert_eq!(caller.push(&base(&engine), 0).unwrap().0, StatusCode::ACCEPTED);
+    faulty.down(true);
+    let at = base(&engine);
+    let pushed = std::thread::spawn(move || Caller::new().push(&at, 1));
+    caller.until(|| faulty.failures() > 3);
+    engine.stop().unwrap();
+    let pushed = pushed.join().unwrap();
+    assert!(
+        pushed.as_ref().map_or(true, |(status, _)| *status != StatusCode::ACCEPTED),
+        "{pushed:?}"
+    );
+    // The local folder has it, and the copy gets it from there.
+    faulty.down(false);
+    let engine = live(&dir.path().join("a"), faulty.clone(), true, 1 << 30);
+    assert_eq!(events_in(engine), 20);
+    let engine = live(&dir.path().join("b"), faulty, true, 1 << 30);
+    assert_eq!(events_in(engine), 20);
+}
