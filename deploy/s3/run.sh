@@ -43,7 +43,7 @@ listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 fetch() {
   [ -x "$dir/bin/versitygw-$version" ] && return
-  command -v go >/dev/null || fail "Go is missing: install 1.24 or later (https://go.dev/dl)"
+  command -v go >/dev/null || fail "Go is missing: install 1.21 or later (https://go.dev/dl)"
   echo "s3: building the server $version into $dir/bin"
   GOBIN="$dir/bin" GOFLAGS=-mod=mod go install "github.com/versity/versitygw/cmd/versitygw@$version" \
     || fail "Go could not build it: check the network, or GOPROXY"
