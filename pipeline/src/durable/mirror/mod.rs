@@ -72,7 +72,7 @@ pub struct Folders {
     pub history: Option<PathBuf>,
 }
 
-/// An epoch that was taken; see [`Mirror::start`].
+/// An epoch that was taken; see [`Claimed::start`].
 pub struct Claimed {
     claim: Claim,
     options: MirrorOptions,
