@@ -49,6 +49,9 @@ enum Command {
         /// Length in seconds.
         #[arg(long, default_value_t = 20)]
         seconds: u64,
+        /// Seconds before that are not measured: the cold start.
+        #[arg(long, default_value_t = 0)]
+        warm_up: u64,
         /// Creatives, ten to a campaign.
         #[arg(long, default_value_t = 10_000)]
         creatives: usize,
@@ -207,8 +210,10 @@ fn main() -> ExitCode {
             generate::write(&workload, &out)
                 .map(|()| serde_json::json!({ "out": out, "rows": rows, "creatives": creatives }))
         }
-        Command::Latency { rate, seconds, creatives, history, state, sets } => {
-            latency::run(&latency::Options { rate, seconds, creatives, sets, history, state })
+        Command::Latency { rate, seconds, warm_up, creatives, history, state, sets } => {
+            let options =
+                latency::Options { rate, seconds, warm_up, creatives, sets, history, state };
+            latency::run(&options)
         }
         Command::Churn { minutes, days, born_per_day, life_days, events_per_day, dir, sets } => {
             churn::run(&churn::Options {

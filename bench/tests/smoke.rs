@@ -60,6 +60,7 @@ fn the_latency_harness_decides_and_conserves() {
     let options = latency::Options {
         rate: 2_000,
         seconds: 1,
+        warm_up: 0,
         creatives: 100,
         sets: Vec::new(),
         history: None,
