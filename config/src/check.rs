@@ -129,6 +129,14 @@ const WINDOWS_MAX: usize = 8;
 /// Most panes of one window: each costs memory for every active entity.
 const PANES_MAX: i64 = 4096;
 
+const DAY_US: i64 = 86_400_000_000;
+/// Ages that a completeness curve tells apart.
+const SETTLE_DAYS_MAX: i64 = 35;
+/// Beyond this a curve would never follow anything.
+const MEMORY_DAYS_MAX: u32 = 1_000;
+/// Sums of conversions must not overflow.
+const SHRINK_MAX: i64 = 1_000_000_000;
+
 struct Check {
     problems: Vec<Problem>,
 }
@@ -352,6 +360,17 @@ fn detectors(config: &Config, check: &mut Check) {
     check.require(fatigue.recent_clicks >= 1, "fatigue.recent_clicks", "must be at least 1");
     let anomaly = &config.anomaly;
     check.positive("anomaly.alarm_score", anomaly.alarm_score);
+    let maturity = &config.maturity;
+    let settles = (DAY_US..=SETTLE_DAYS_MAX * DAY_US).contains(&maturity.settle.us())
+        && maturity.settle.us() % DAY_US == 0;
+    check.require(settles, "maturity.settle", "must be whole days, from 1d to 35d");
+    check.share("maturity.prior_first_day", maturity.prior_first_day);
+    check.span("maturity.prior_delay", maturity.prior_delay);
+    let memory = (1..=MEMORY_DAYS_MAX).contains(&maturity.memory_days);
+    check.require(memory, "maturity.memory_days", "must be from 1 to 1000");
+    let weight = (1..=SHRINK_MAX).contains(&maturity.shrink_conversions);
+    check.require(weight, "maturity.shrink_conversions", "must be from 1 to 1000000000");
+    check.positive("maturity.break_score", maturity.break_score);
 }
 
 fn decision(config: &Config, check: &mut Check) {

@@ -23,6 +23,8 @@ pub struct Config {
     pub fatigue: Fatigue,
     /// When delivery counts as anomalous.
     pub anomaly: Anomaly,
+    /// Completeness of conversions that are reported late.
+    pub maturity: Maturity,
     /// How decisions are made.
     pub decision: Decision,
     /// Gains and cadence of bid control.
@@ -191,6 +193,30 @@ pub struct Anomaly {
     pub impressions_min: i64,
 }
 
+/// Section `[maturity]`: completeness of conversions that are reported late.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Maturity {
+    /// Learn how late each account's reports count conversions, weight clicks by it and expect the
+    /// rest; off takes them as they are.
+    pub enabled: bool,
+    /// Age at which a click day is final, up to 35d.
+    pub settle: Span,
+    /// Share of conversions reported within a day of the click day's end, before an account or its
+    /// platform has shown it.
+    pub prior_first_day: f64,
+    /// Mean delay of the others, before it is known.
+    pub prior_delay: Span,
+    /// Settled click days a curve averages over, the newest weighing most.
+    pub memory_days: u32,
+    /// Conversions that the platform's curve weighs against the account's own, and the prior
+    /// against the platform's.
+    pub shrink_conversions: i64,
+    /// Standard deviations by which a day's late conversions may miss the curve before it counts
+    /// as broken.
+    pub break_score: f64,
+}
+
 /// Section `[decision]`: how decisions are made.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -269,6 +295,9 @@ pub struct Guardrails {
     pub events_min: i64,
     /// Probability that a change goes the right way, before it is made.
     pub gain_probability_min: f64,
+    /// Share of the conversions that must be reported before a change is made on them, where they
+    /// are reported late; 0 goes by the nowcast.
+    pub maturity_min: f64,
     /// Shortest time between two changes of one owner.
     pub cooldown: Span,
     /// Matured events that end a campaign's learning phase.

@@ -47,6 +47,7 @@ struct Moment {
     draft: Draft,
     facts: Facts,
     view: View,
+    unit: Unit,
     pace: Pace,
     /// Share of the account's spend that the campaign is; 1 while unknown.
     blast_radius: f64,
@@ -248,7 +249,9 @@ impl Campaign {
             self.memory.duals = None;
             return draft.hold(reason::DRIFT);
         }
-        let mut facts = self.facts(scene, goal, account, owner, &view);
+        let events_min = config.guardrails.events_min;
+        let unit = objective.policy.unit(&view, self.memory.unit, events_min);
+        let mut facts = self.facts(scene, goal, account, owner, (&view, unit));
         facts.budget_left = !out_of_budget;
         if is_paused(&owner.actual) {
             let setting = Setting::Status { status: Status::Enabled };
@@ -297,7 +300,7 @@ impl Campaign {
             all if all > 0 => view.recent.cost_micros as f64 / all as f64,
             _ => 1.0,
         };
-        let moment = Moment { draft, facts, view, pace: pacing.pace, blast_radius };
+        let moment = Moment { draft, facts, view, unit, pace: pacing.pace, blast_radius };
         self.decide_bid(scene, objective, owner, moment)
     }
 
@@ -325,8 +328,8 @@ impl Campaign {
             return dropped(draft, reason::PAUSED, Vec::new());
         }
         let view = View::at(scene.windows, &memory.row, scene.now_us, account.day.start_us);
-        let mut facts = self.facts(scene, goal, account, owner, &view);
         let unit = memory.unit.unwrap_or(Unit::Clicks);
+        let mut facts = self.facts(scene, goal, account, owner, (&view, unit));
         facts.approved = true;
         facts.matured_events = unit.events(&view.mature);
         facts.budget_left = memory.purse.left_micros() > 0;
@@ -360,7 +363,7 @@ impl Campaign {
         owner: &mut Owner,
         moment: Moment,
     ) -> Outcomes {
-        let Moment { mut draft, mut facts, view, pace, blast_radius } = moment;
+        let Moment { mut draft, mut facts, view, unit, pace, blast_radius } = moment;
         let (config, goal) = (scene.config, &objective.goal);
         facts.before_micros = owner.actual.bid_micros;
         let due = self.memory.duals.is_none_or(|duals| {
@@ -369,8 +372,6 @@ impl Campaign {
         if !due {
             return draft.hold(reason::BETWEEN_UPDATES);
         }
-        let events_min = config.guardrails.events_min;
-        let unit = objective.policy.unit(&view, self.memory.unit, events_min);
         let Some(basis) = self.basis(scene, goal.pricing, &view) else {
             return draft.hold(reason::NO_ESTIMATE);
         };
@@ -381,6 +382,8 @@ impl Campaign {
         self.keep_bid_through_change_of_basis(unit, worth, draft.model_version);
         draft.reasons.extend(draft.model_version.gt(&0).then_some(reason::MODEL));
         draft.reasons.extend(view.young.then_some(reason::YOUNG_KPI));
+        let nowcast = scene.model.is_none() && unit.maturity(&view).is_some();
+        draft.reasons.extend(nowcast.then_some(reason::NOWCAST));
         let rare =
             unit == Unit::Clicks && objective.policy.code() == crate::codes::policy::MAXIMISE;
         draft.reasons.extend(rare.then_some(reason::CLICK_VALUE));
@@ -401,6 +404,7 @@ impl Campaign {
         let duals =
             self.memory.duals.get_or_insert_with(|| Duals::at_bid(bid, worth, price, now_us));
         let fresh = us_of_tick(self.memory.row.tick) >= now_us;
+        let events_min = config.guardrails.events_min;
         let kpi = price.map(|price| kpi(&view, &basis, (unit, price), events_min, fresh));
         let step = duals.update(&config.controller, now_us, (bid, worth), &pace, kpi.as_ref());
         explain(&mut draft.reasons, &step);
@@ -526,8 +530,9 @@ impl Campaign {
         goal: &Goal,
         account: &Account,
         owner: &Owner,
-        view: &View,
+        (view, unit): (&View, Unit),
     ) -> Facts {
+        let maturity = unit.maturity(view);
         let limits = &scene.config.guardrails;
         let now_us = scene.now_us;
         Facts {
@@ -535,6 +540,8 @@ impl Campaign {
             killed_tenant: scene.killed_tenant,
             feed_late: now_us - account.heard_us > ms_to_us(limits.feed_late_ms),
             anomaly: self.memory.row.anomaly.alarm,
+            maturity: maturity.map_or(1.0, |maturity| maturity.share),
+            curve_broken: maturity.is_some_and(|maturity| maturity.broken),
             events: view.long.conversions,
             matured_events: view.mature.conversions,
             age_us: now_us - self.memory.first_seen_us,
@@ -590,7 +597,10 @@ impl Campaign {
         let unit = self.memory.unit.unwrap_or(Unit::Clicks);
         let (spend, value) = (view.recent.cost_micros as f64, basis.realised(unit, &view.recent));
         match &mut self.memory.response {
-            Some(response) => response.learn(spend, value, view.recent.clicks as f64),
+            Some(response) => {
+                let complete = unit.maturity(&view).map_or(1.0, |maturity| maturity.share);
+                response.learn(spend, value, view.recent.clicks as f64 * complete);
+            }
             None => self.memory.response = Response::through(spend, value),
         }
     }

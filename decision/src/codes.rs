@@ -34,6 +34,7 @@ pub mod policy {
             MAXIMISE = "maximise/1", "As much value as the budget buys.";
             FATIGUE = "fatigue/1", "Rotation away from worn-out creatives, and alerts on wear.";
             ANOMALY = "anomaly/1", "Alerts on unusual delivery.";
+            MATURITY = "maturity/1", "Alerts on conversions that come in otherwise than predicted.";
             APPROVAL = "approval/1", "What became of a proposal that waited for a person.";
         }
     }
@@ -71,6 +72,7 @@ pub mod reason {
             GOAL_ENDED = "goal_ended", "No goal covers the campaign any more.";
             REVIEW = "review", "No new row came since the last decision; made on the last one.";
             YOUNG_KPI = "young_kpi", "The KPI includes conversions that are not mature yet.";
+            NOWCAST = "nowcast", "Conversions not reported yet are expected by the account's completeness curve.";
             CLICK_VALUE = "click_value", "Conversions are rare; clicks are counted as value.";
             MODEL = "model", "Click and conversion probabilities come from the learned model.";
             EXPLORATION = "exploration", "The bid carries a small seeded perturbation.";
@@ -82,6 +84,7 @@ pub mod reason {
             AWAITING = "awaiting", "The same change waits for a person already.";
             STALE = "stale", "Since the proposal things moved on, so it is dropped; a fresh decision follows.";
             ALREADY_SO = "already_so", "The setting is already as it was proposed.";
+            COMPLETENESS_BREAK = "completeness_break", "Late conversions are far from what the account's completeness curve predicts.";
             NO_SIBLING = "no_sibling", "No fresh sibling with enough evidence can take over.";
             NO_GOAL = "no_goal", "No goal covers the campaign, so nothing is changed, only told.";
             ANOMALY = "anomaly", "Delivery is unusual.";
@@ -100,6 +103,8 @@ pub mod guardrail {
             KILL_TENANT = "kill_tenant", "The tenant's kill switch is on.";
             LATE_FEED = "late_feed", "The account sent nothing for too long.";
             ANOMALY_HOLD = "anomaly_hold", "Delivery is anomalous, so numbers are not acted on.";
+            IMMATURE = "immature", "Too small a share of the conversions is reported for this change.";
+            COMPLETENESS_HOLD = "completeness_hold", "Conversions come in otherwise than the account's curve says, so nothing is raised on them.";
             MINIMUM_EVIDENCE = "minimum_evidence", "Too few events, or too little certainty, for this change.";
             LEARNING_PHASE = "learning_phase", "The campaign is still learning.";
             COOLDOWN = "cooldown", "The last change of this owner is too recent.";
@@ -125,6 +130,7 @@ pub mod alert {
         ALL {
             WEARING_OUT = "wearing_out", "Response fell below the onset ratio of its own baseline.";
             ANOMALY = "anomaly", "Delivery is unusual.";
+            COMPLETENESS_BREAK = "completeness_break", "Late conversions are far from what the account's completeness curve predicts.";
         }
     }
 }

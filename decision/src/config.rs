@@ -41,6 +41,9 @@ pub struct GuardrailConfig {
     pub events_min: i64,
     /// Probability that a KPI-driven or pacing change goes the right way.
     pub gain_probability_min: f64,
+    /// Share of the conversions behind it that must be reported before a KPI-driven change or a
+    /// shift within a portfolio, where they are reported late; 0 goes by the nowcast.
+    pub maturity_min: f64,
     /// Shortest time between two changes of one owner.
     pub cooldown_ms: u64,
     /// Matured events that end the learning phase.
@@ -61,6 +64,7 @@ impl Default for GuardrailConfig {
             change_7d_max: 0.50,
             events_min: 30,
             gain_probability_min: 0.9,
+            maturity_min: 0.0,
             cooldown_ms: 15 * MINUTE_MS,
             learning_events: 50,
             learning_ms: 7 * DAY_MS,
@@ -334,6 +338,10 @@ fn check_limits(issues: &mut Issues, limits: &GuardrailConfig, gains: &Controlle
             format!("{value} is not a relative change: write 0.10 for ±10 % (above 0, at most 10)")
         });
     }
+    let maturity = limits.maturity_min;
+    issues.unless((0.0..=1.0).contains(&maturity), "guardrails.maturity_min", || {
+        format!("{maturity} is not a share: write 0 to go by the nowcast, or for example 0.9")
+    });
     let probability = limits.gain_probability_min;
     issues.unless((0.0..1.0).contains(&probability), "guardrails.gain_probability_min", || {
         format!("{probability} is not a probability below 1: write for example 0.9")

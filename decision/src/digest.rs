@@ -147,6 +147,15 @@ fn features(out: &mut Vec<u8>, row: &FeatureRow, windows: usize) {
     out.push(u8::from(fatigue.days_to_onset.is_some()));
     word(out, fatigue.days_to_onset.unwrap_or_default().to_bits());
     out.push(u8::from(row.anomaly.alarm));
+    // Nothing for none: rows of before there was a maturity keep their check.
+    if let Some(maturity) = &row.maturity {
+        out.push(u8::from(maturity.broken));
+        for number in maturity.fractions() {
+            word(out, number.to_bits());
+        }
+        word(out, maturity.fresh_us as u64);
+        word(out, maturity.settled_us as u64);
+    }
 }
 
 /// The running hash over decisions.

@@ -30,7 +30,9 @@
 //! Δ ln((1+λ)/λ) = gain · ln( price·(g + g₀) / (c + price·g₀) ) · Δt / window
 //! ```
 //!
-//! g₀ is three events: with few clicks the error vanishes instead of shouting.
+//! g₀ is three events: with few clicks the error vanishes instead of shouting. Where conversions
+//! are completed by a nowcast whose standard error is s, the step is cut to `e² / (e² + s²)` of it:
+//! an error that may be the curve's is hardly acted on.
 //!
 //! **Anti-windup.** Brakes act from the bid in force; no multiplier strays further than `slack`
 //! above it or [`BELOW_MAX`] below it; the integral stands still while a guardrail cuts.
@@ -137,6 +139,8 @@ pub(crate) struct Kpi {
     pub(crate) one: f64,
     /// Squared standard error of ln value.
     pub(crate) variance: f64,
+    /// The part of it that comes from conversions not reported yet.
+    pub(crate) nowcast_variance: f64,
     /// Length of the window.
     pub(crate) window_us: i64,
     /// False while there is too little evidence: the multiplier stands still.
@@ -152,6 +156,12 @@ impl Kpi {
         let allowed = self.price_micros * self.value + prior;
         let paid = self.cost_micros.max(0.0) + prior;
         if allowed > 0.0 && paid > 0.0 { (allowed / paid).ln() } else { 0.0 }
+    }
+
+    /// Share of a step that is made.
+    fn trust(&self, error: f64) -> f64 {
+        let signal = error * error;
+        if self.nowcast_variance > 0.0 { signal / (signal + self.nowcast_variance) } else { 1.0 }
     }
 }
 
@@ -265,7 +275,7 @@ impl Duals {
             kpi_error = kpi.error();
             if kpi.usable {
                 let share = (elapsed_us / kpi.window_us.max(1) as f64).min(1.0);
-                let wanted = gains.kpi_gain * kpi_error * share;
+                let wanted = gains.kpi_gain * kpi_error * share * kpi.trust(kpi_error);
                 let from = if wanted < 0.0 { self.ln_kpi.min(kpi_in_force) } else { self.ln_kpi };
                 self.ln_kpi = from + wanted;
             }
@@ -357,6 +367,7 @@ mod tests {
             value,
             one: 1.0,
             variance: 0.0025,
+            nowcast_variance: 0.0,
             window_us: 96 * QUARTER_US,
             usable: true,
         }
@@ -428,6 +439,21 @@ mod tests {
         assert!((learn(2.0).mean - 2.0).abs() < 0.1);
         assert!(learn(0.0).limited() && !learn(1.0).limited() && !Elasticity::PRIOR.limited());
         assert_eq!(learn(0.0).used(), ELASTICITY_RANGE.0);
+    }
+
+    #[test]
+    fn what_may_be_the_curves_error_is_hardly_acted_on() {
+        let change = |nowcast_variance| {
+            let gains = ControllerConfig { deadband: 0.0, ..ControllerConfig::default() };
+            let mut duals = Duals::at_bid(10.0, 0.1, Some(100.0), 0);
+            let dear = Kpi { nowcast_variance, ..kpi(120_000.0, 1_000.0) };
+            let day = 96 * QUARTER_US;
+            duals.update(&gains, day, (10.0, 0.1), &pace(100.0, 100.0), Some(&dear)).change
+        };
+        let error = kpi(120_000.0, 1_000.0).error();
+        assert!((change(0.0) - error).abs() < 1e-9, "{}", change(0.0));
+        assert!((change(error * error) / change(0.0) - 0.5).abs() < 1e-9);
+        assert!(change(1.0).abs() < 0.05 * change(0.0).abs());
     }
 
     #[test]

@@ -61,6 +61,10 @@ pub struct Facts {
     pub feed_late: bool,
     /// Delivery is anomalous.
     pub anomaly: bool,
+    /// Share of the conversions behind the numbers that is reported; 1 where it does not matter.
+    pub maturity: f64,
+    /// Conversions come in otherwise than the account's completeness curve says.
+    pub curve_broken: bool,
     /// Events behind the KPI or, for pacing, priced events behind the spend rate.
     pub events: i64,
     /// Matured events, which end the learning phase.
@@ -183,6 +187,12 @@ fn stopped_by(
     }
     if by_numbers && facts.anomaly {
         return Some(code::ANOMALY_HOLD);
+    }
+    if matches!(proposal.driver, Kpi | Reallocation) && facts.maturity < limits.maturity_min {
+        return Some(code::IMMATURE);
+    }
+    if by_numbers && raises && facts.curve_broken {
+        return Some(code::COMPLETENESS_HOLD);
     }
     let certain = proposal.certainty >= limits.gain_probability_min;
     if steered && !(certain && facts.events >= limits.events_min) {

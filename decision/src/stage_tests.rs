@@ -57,6 +57,7 @@ fn frame(registry: &mut RegistryView, tick: Tick) -> Frame {
         reach: Default::default(),
         fatigue: Default::default(),
         anomaly: Default::default(),
+        maturity: None,
     };
     row.windows[3] = sums;
     row.ctr.mean = 0.01;

@@ -103,12 +103,15 @@ pub(crate) fn kpi(
     let events = unit.events(&view.mature).max(0);
     let clicks = view.recent.clicks.max(0);
     let per_event = if unit == Unit::Clicks { 0.0 } else { 1.0 / events.max(1) as f64 };
+    let nowcast_variance =
+        unit.maturity(view).map_or(0.0, |maturity| maturity.error * maturity.error);
     Kpi {
         price_micros,
         cost_micros: view.recent.cost_micros as f64,
         value: basis.realised(unit, &view.recent),
         one: unit.one(basis),
-        variance: per_event + 1.0 / clicks.max(1) as f64,
+        variance: per_event + 1.0 / clicks.max(1) as f64 + nowcast_variance,
+        nowcast_variance,
         window_us: view.recent_us,
         usable: fresh && events >= events_min && clicks > 0,
     }
@@ -162,7 +165,9 @@ pub(crate) fn predict(
     let expected = gain(elasticity.used());
     let by_elasticity = value * VALUE_POWER * elasticity.error() * change;
     let by_chance = 2.0 * value * unit.one(basis);
-    let half = Z90 * (by_elasticity * by_elasticity + by_chance).max(0.0).sqrt();
+    let by_curve = unit.maturity(view).map_or(0.0, |maturity| expected * maturity.error);
+    let known = by_elasticity * by_elasticity + by_curve * by_curve;
+    let half = Z90 * (known + by_chance).max(0.0).sqrt();
     let amount =
         |micros_or_value: f64| if micros_or_value.is_finite() { micros_or_value } else { 0.0 };
     Prediction {

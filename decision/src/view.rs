@@ -5,16 +5,18 @@
 //! |---|---|---|
 //! | how fast is it spending now | the shortest | – |
 //! | what did the last day bring | the one nearest to 24 h | – |
-//! | what is mature | the longest minus the one nearest to 24 h | the longest, marked young |
+//! | what is mature | the longest, its clicks weighted by completeness; without a curve the longest minus the one nearest to 24 h | the longest, marked young |
 //! | what was spent today | `day` | the 24 h one, which overstates: spend stops early |
 //!
-//! A conversion is counted at the time it is reported for, and reports of the freshest day are
-//! incomplete; the longest window minus the freshest day is the *maturity-safe* part.
+//! A conversion is counted at the time it is reported for, and reports of the freshest days are
+//! incomplete. Where the row knows how incomplete ([`Maturity`]), its clicks count for as much as
+//! they have brought by now, so nothing has to be left out. Elsewhere the longest window minus the
+//! freshest day is the *maturity-safe* part.
 //!
 //! A row may be older than now (a campaign under review). A window that has slid past all of the
 //! row is empty then; a window it still touches is read as it stood.
 
-use omnify_operators::model::{DAY_US, FeatureRow, Stats, WindowSpec, us_of_tick};
+use omnify_operators::model::{DAY_US, FeatureRow, Maturity, Stats, WindowSpec, us_of_tick};
 use serde::{Deserialize, Serialize};
 
 use crate::goal::Pricing;
@@ -67,8 +69,10 @@ pub(crate) struct View {
     pub(crate) recent_us: i64,
     /// Longest window.
     pub(crate) long: Stats,
-    /// Maturity-safe part of the longest window.
+    /// Maturity-safe part of the longest window: conversions with the clicks that brought them.
     pub(crate) mature: Stats,
+    /// How complete the longest window is, where conversions are reported late.
+    pub(crate) maturity: Option<Maturity>,
     /// The account-local day so far.
     pub(crate) today: Stats,
     /// True when there is no maturity-safe part, so `mature` is `long`.
@@ -89,18 +93,29 @@ impl View {
             None => recent,
         };
         let old = long - recent;
-        let young = windows.recent.0 == windows.long.0 || old.clicks <= 0 || old.cost_micros < 0;
+        let (mature, young) = match row.maturity {
+            Some(maturity) => (weighted(long, maturity.share), false),
+            None if windows.recent.0 == windows.long.0 => (long, true),
+            None if old.clicks <= 0 || old.cost_micros < 0 => (long, true),
+            None => (old, false),
+        };
         View {
             short: read(windows.short),
             short_us: windows.short.1,
             recent,
             recent_us: windows.recent.1,
             long,
-            mature: if young { long } else { old },
+            mature,
+            maturity: row.maturity,
             today,
             young,
         }
     }
+}
+
+/// `sums` with as many clicks as, all complete, would have brought the conversions reported.
+fn weighted(sums: Stats, share: f64) -> Stats {
+    Stats { clicks: (sums.clicks as f64 * share).round() as i64, ..sums }
 }
 
 /// What value is counted in.
@@ -176,6 +191,11 @@ impl Basis {
 }
 
 impl Unit {
+    /// The maturity that values in this unit need: clicks are complete as soon as they are fresh.
+    pub(crate) fn maturity(self, view: &View) -> Option<Maturity> {
+        view.maturity.filter(|_| self != Unit::Clicks)
+    }
+
     /// Events behind a value in this unit.
     pub(crate) fn events(self, stats: &Stats) -> i64 {
         match self {
@@ -209,6 +229,7 @@ mod tests {
             reach: Default::default(),
             fatigue: Default::default(),
             anomaly: Default::default(),
+            maturity: None,
         };
         row.windows[..windows.len()].copy_from_slice(windows);
         row
@@ -239,6 +260,20 @@ mod tests {
         let basis = Basis::of(&row, &view, Pricing::Cpm).unwrap();
         assert!((basis.rates.conversion - 0.1).abs() < 0.001, "{basis:?}");
         assert!((basis.worth(Unit::Conversions) - 1.0).abs() < 0.01);
+    }
+
+    #[test]
+    fn a_curve_leaves_nothing_out() {
+        let windows = Windows::choose(&specs(&["24h/15m", "28d/6h"]));
+        let mut row = row(&[stats(500, 5), stats(1_500, 105)]);
+        (row.ctr.mean, row.cvr.mean) = (0.01, 0.1);
+        row.maturity = Some(Maturity { share: 0.7, ..Maturity::default() });
+        let view = View::at(&windows, &row, us_of_tick(row.tick), 0);
+        assert_eq!((view.mature.clicks, view.mature.conversions, view.young), (1_050, 105, false));
+        let basis = Basis::of(&row, &view, Pricing::Cpm).unwrap();
+        assert!((basis.rates.conversion - 0.1).abs() < 1e-9, "{basis:?}");
+        assert!(Unit::Clicks.maturity(&view).is_none());
+        assert_eq!(Unit::Revenue.maturity(&view), row.maturity);
     }
 
     #[test]

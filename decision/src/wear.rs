@@ -8,6 +8,8 @@
 //! | ad group | alert | – |
 //! | campaign, account, tenant | alert | alert |
 //!
+//! Of an account people are also told that its completeness curve is broken.
+//!
 //! The best sibling has the highest posterior mean of clicks times conversions per click among
 //! those that are fresh by their own baseline, deliver, and have enough clicks.
 //!
@@ -46,6 +48,7 @@ const PUBLISH_ABOVE: f64 = 0.05;
 enum Trouble {
     Wear,
     Anomaly,
+    Completeness,
 }
 
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
@@ -109,8 +112,8 @@ impl Wear {
         ledger: &mut Ledger,
         book: &mut BidBook,
         goals: GoalsAndNone<'_>,
-    ) -> [Option<Outcomes>; 2] {
-        let mut out = [None, None];
+    ) -> [Option<Outcomes>; 3] {
+        let mut out = [const { None }; 3];
         if info.level == Level::Creative {
             self.note_creative(info, row, ledger, book, goals);
         }
@@ -130,6 +133,14 @@ impl Wear {
             let made = tell(scene, info, row, goals.1, Trouble::Anomaly, None);
             self.decided(scene, info, Trouble::Anomaly, &made);
             out[1] = Some(made);
+        }
+        let broken = row.maturity.is_some_and(|maturity| maturity.broken);
+        if info.level == Level::Account
+            && self.due(scene, info, Trouble::Completeness, broken, !broken)
+        {
+            let made = tell(scene, info, row, goals.1, Trouble::Completeness, None);
+            self.decided(scene, info, Trouble::Completeness, &made);
+            out[2] = Some(made);
         }
         out
     }
@@ -427,6 +438,8 @@ fn facts(scene: &Scene<'_>, row: &FeatureRow) -> Facts {
         killed_tenant: scene.killed_tenant,
         feed_late: false, // the row that says so arrived this tick
         anomaly: row.anomaly.alarm,
+        maturity: 1.0,
+        curve_broken: false,
         events: row.ctr.successes,
         matured_events: row.ctr.successes,
         age_us: us_of_tick(row.tick),
@@ -454,6 +467,9 @@ fn tell(
     let (policy, reason, code) = match trouble {
         Trouble::Wear => (policy::FATIGUE, reason::WEARING_OUT, alert::WEARING_OUT),
         Trouble::Anomaly => (policy::ANOMALY, reason::ANOMALY, alert::ANOMALY),
+        Trouble::Completeness => {
+            (policy::MATURITY, reason::COMPLETENESS_BREAK, alert::COMPLETENESS_BREAK)
+        }
     };
     let mut draft = Draft::new(info, scene.tick, goal, policy, row);
     draft.reasons.push(reason);

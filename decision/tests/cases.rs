@@ -7,7 +7,7 @@
 //! ```text
 //! goal target_cpa 2.0 budget 100 floor 0.01 cap 50      one goal, over tenant t
 //! set guardrails.cooldown_ms 0                          a key of the stage's configuration
-//! row KEY 24h=IMPRESSIONS/CLICKS/CONVERSIONS/COST 28d=… worn alarm
+//! row KEY 24h=IMPRESSIONS/CLICKS/CONVERSIONS/COST 28d=… worn alarm reported=SHARE[/ERROR] broken
 //! kill [TENANT] · resume [TENANT] · observe KEY bid=N budget=N paused|enabled
 //! ack KEY applied|rejected|unknown|expired              of the owner's action in flight
 //! tick 3d10h
@@ -23,7 +23,7 @@ use omnify_decision::control::{Actual, Control, Outcome};
 use omnify_decision::goal::{Goal, Objective};
 use omnify_decision::stage::{Stage, StageConfig, TickOutput};
 use omnify_operators::model::{
-    EntityKey, FatigueState, FeatureRow, RegistryView, Span, Stats, micros_from_decimal,
+    EntityKey, FatigueState, FeatureRow, Maturity, RegistryView, Span, Stats, micros_from_decimal,
 };
 use support::{estimate, frame, goal, registry, row};
 
@@ -162,6 +162,12 @@ fn row_of(registry: &mut RegistryView, entity: &str, rest: &[&str]) -> FeatureRo
     let mut row = row(registry, entity, 0);
     for word in rest {
         match word.split_once('=') {
+            Some(("reported", share)) => {
+                let (share, error) = share.split_once('/').unwrap_or((share, "0"));
+                let number = |text: &str| text.parse().expect("a number");
+                let (share, error) = (number(share), number(error));
+                row.maturity = Some(Maturity { share, error, ..Maturity::default() });
+            }
             Some((window, sums)) => {
                 let at = WINDOWS.iter().position(|name| *name == window).expect("a window");
                 let parts: Vec<&str> = sums.split('/').collect();
@@ -179,11 +185,17 @@ fn row_of(registry: &mut RegistryView, entity: &str, rest: &[&str]) -> FeatureRo
                 row.fatigue.probability = 0.95;
             }
             None if *word == "fresh" => row.fatigue.state = FatigueState::Fresh,
+            None if *word == "broken" => {
+                row.maturity.get_or_insert_default().broken = true;
+            }
             None if *word == "alarm" => row.anomaly.alarm = true,
             None => panic!("no part of a row: `{word}`"),
         }
     }
-    let longest = row.windows[3];
+    let mut longest = row.windows[3];
+    if let Some(maturity) = &row.maturity {
+        longest.clicks = (longest.clicks as f64 * maturity.share).round() as i64;
+    }
     estimate(&mut row, &longest);
     row
 }

@@ -1,5 +1,5 @@
 //! The loop closed over a small deterministic auction: budgets hold, the KPI arrives at its
-//! target, and two runs agree bit for bit.
+//! target, also where conversions are reported late, and two runs agree bit for bit.
 
 mod support;
 
@@ -9,7 +9,11 @@ use omnify_decision::action::{Action, Decision, Setting, Status};
 use omnify_decision::digest::DecisionDigest;
 use omnify_decision::goal::{Goal, Objective};
 use omnify_decision::stage::{ExecutorMode, Stage, StageConfig};
-use omnify_operators::model::{Frame, RegistryView, Stats, Tick};
+use omnify_operators::estimate::Prior;
+use omnify_operators::maturity::{Learner, MaturitySpec, Sayings, Weighed, nowcast};
+use omnify_operators::model::{
+    DAY_US, EntityId, Frame, Level, RegistryView, Stats, Tick, us_of_tick,
+};
 use support::{estimate, frame, goal, registry, row};
 
 const STEP_MS: Tick = 15 * 60_000;
@@ -217,4 +221,131 @@ fn a_silent_campaign_is_decided_on_when_it_is_due() {
         digest.close_tick();
     }
     assert_eq!(run.digest.to_string(), digest.to_string());
+}
+
+/// Conversions of a click that are reported late: a share at once, the others after an exponential
+/// delay, read every morning and counted on the day of the click.
+#[derive(Clone, Copy)]
+struct Late {
+    at_once: f64,
+    mean_days: f64,
+}
+
+const READ_AT_STEP: usize = 24;
+
+impl Late {
+    /// Share of the conversions of a step that is known when `step` has passed.
+    fn known(&self, of: usize, step: usize) -> f64 {
+        let read =
+            (step.saturating_sub(READ_AT_STEP) / STEPS_PER_DAY) * STEPS_PER_DAY + READ_AT_STEP;
+        if read <= of {
+            return 0.0;
+        }
+        let days = (read - of) as f64 / STEPS_PER_DAY as f64;
+        1.0 - (1.0 - self.at_once) * (-days / self.mean_days).exp()
+    }
+}
+
+/// A market whose reports are late, and the curve that its account learns.
+struct LateRun {
+    run: Run,
+    late: Late,
+    learner: Learner,
+    /// Every step there was.
+    all: Vec<Stats>,
+}
+
+impl LateRun {
+    fn new(cpa_micros: i64, late: Late) -> LateRun {
+        let mut target = goal(Objective::TargetCpa { cpa_micros });
+        target.daily_budget_micros = 5_000_000_000;
+        let run = Run::new(target, 4_000_000.0, 1);
+        let learner = Learner::new(MaturitySpec::default(), run.registry.clone());
+        LateRun { run, late, learner, all: Vec::new() }
+    }
+
+    /// Conversions reported of the steps in a range.
+    fn reported(&self, steps: std::ops::Range<usize>, now: usize) -> i64 {
+        let each = steps.map(|step| self.all[step].conversions as f64 * self.late.known(step, now));
+        each.sum::<f64>().round() as i64
+    }
+
+    /// What the morning's reading says that is new.
+    fn read(&mut self, account: EntityId) {
+        let now = self.all.len();
+        let now_us = us_of_tick(START) + now as i64 * STEP_MS as i64 * 1_000;
+        let mut said = Sayings::default();
+        for day in 0..now / STEPS_PER_DAY {
+            let steps = day * STEPS_PER_DAY..(day + 1) * STEPS_PER_DAY;
+            let first = steps.end + READ_AT_STEP == now;
+            let clicks = steps.clone().map(|step| self.all[step].clicks).sum::<i64>();
+            let before = match first {
+                true => 0,
+                false => self.reported(steps.clone(), now - STEPS_PER_DAY),
+            };
+            let change = Stats {
+                clicks: if first { clicks } else { 0 },
+                conversions: self.reported(steps, now) - before,
+                ..Stats::ZERO
+            };
+            let day = us_of_tick(START) / DAY_US + day as i64;
+            said.note(account, (now_us, 0), day, &change);
+        }
+        self.learner.take(said.into_said().collect());
+    }
+
+    fn advance(&mut self, nowcasts: bool) {
+        let run = &mut self.run;
+        run.market.run(run.step);
+        run.step += 1;
+        self.all.push(run.market.sum(1));
+        let (now, tick) = (self.all.len(), START + run.step as Tick * STEP_MS - 1);
+        let mut row = row(&mut run.registry, run.market.key, tick);
+        let account = run.registry.info(row.entity).ancestors[Level::Account as usize];
+        if now % STEPS_PER_DAY == READ_AT_STEP {
+            self.read(account);
+        }
+        let today = (now - 1) % STEPS_PER_DAY + 1;
+        let windows = [4, STEPS_PER_DAY, 7 * STEPS_PER_DAY, 28 * STEPS_PER_DAY, today];
+        for (slot, steps) in row.windows.iter_mut().zip(windows) {
+            *slot = self.run.market.sum(steps);
+            slot.conversions = self.reported(now.saturating_sub(steps)..now, now);
+        }
+        let mut longest = row.windows[3];
+        if let Some(curve) = self.learner.curve(account).filter(|_| nowcasts) {
+            let mut weighed = Weighed::default();
+            for step in now.saturating_sub(28 * STEPS_PER_DAY)..now {
+                let day = us_of_tick(START) / DAY_US + (step / STEPS_PER_DAY) as i64;
+                weighed.add(curve, day, self.all[step].clicks);
+            }
+            let prior = Prior { mean: 0.02, trials: 50.0 };
+            row.maturity = Some(nowcast(curve, prior, &longest, &weighed));
+            longest.clicks = weighed.effective().round() as i64;
+        }
+        estimate(&mut row, &longest);
+        let run = &mut self.run;
+        let frame = frame(&mut run.registry, tick, vec![row]);
+        let out = run.stage.on_tick(tick, &[], &frame);
+        out.actions.iter().for_each(|action| run.market.obey(action));
+    }
+
+    /// What the conversions of the last weeks cost in the end, over the target.
+    fn ratio_after(mut self, days: usize, nowcasts: bool, cpa_micros: i64) -> (f64, i64) {
+        (0..days * STEPS_PER_DAY).for_each(|_| self.advance(nowcasts));
+        assert_eq!(self.run.stage.counters().invariant_violations, 0);
+        let weeks = self.run.market.sum(14 * STEPS_PER_DAY);
+        let cpa = weeks.cost_micros as f64 / weeks.conversions as f64;
+        (cpa / cpa_micros as f64, weeks.conversions)
+    }
+}
+
+#[test]
+fn conversions_that_are_reported_late_do_not_push_the_bid_down() {
+    let (cpa_micros, late) = (2_000_000, Late { at_once: 0.3, mean_days: 8.0 });
+    let run = |nowcasts| LateRun::new(cpa_micros, late).ratio_after(98, nowcasts, cpa_micros);
+    let (ratio, conversions) = run(true);
+    assert!((0.94..=1.04).contains(&ratio), "with the nowcast {ratio}");
+    let (raw_ratio, raw_conversions) = run(false);
+    assert!(raw_ratio < 0.88, "without it the test would show nothing: {raw_ratio}");
+    assert!(conversions > raw_conversions * 11 / 10, "{conversions} and {raw_conversions}");
 }

@@ -68,7 +68,7 @@ impl Prior {
 /// always heard.
 const WEIGHT_MAX: f64 = 1e6;
 /// Normal quantile of 95 %: intervals are 90 %, two-sided.
-const Z_90: f64 = 1.644_853_626_951_472_2;
+pub(crate) const Z_90: f64 = 1.644_853_626_951_472_2;
 
 /// Quantile of Beta(a, b) at normal score `z`, by Paulson's cube-root normal approximation of the
 /// F distribution (E. Paulson, 1942), which is closed-form and good to a few per cent of the

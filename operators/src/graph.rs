@@ -4,8 +4,14 @@
 //! ticks ──broadcast──► announce ◄─exchange(shard)─ restore
 //!                         └─► (all)
 //! reports ─exchange(creative's campaign)─► restate ─┐
-//! events ──exchange(creative's campaign)────────────┴► features ─exchange(account, tenant)─► rollup ─► probe
+//! events ───────────────────────────────────────────┴► listen ─exchange(creative's campaign)─► features
+//!                 (features, rollup) ◄─ maturity ◄─broadcast─┘    └─exchange(account, tenant)─► rollup ─► probe
 //! ```
+//!
+//! `listen` hears what restated reports say of an account, whether they come as rows or, from a
+//! record, as the differences they made. It reaches every worker, because an account's campaigns
+//! live on all of them; `maturity` learns the same everywhere and hands the tick on with the curves
+//! that changed at it.
 //!
 //! The dataflow timestamp is the tick. Every closed tick is announced on the `ticks` input, with
 //! or without data, and each operator works through the announced ticks in order once the frontier
@@ -27,15 +33,19 @@ use std::sync::Arc;
 
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::{Exchange, Pipeline};
+use timely::dataflow::operators::generic::OutputBuilder;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::operators::vec::Map;
 use timely::dataflow::operators::vec::broadcast::Broadcast;
 use timely::dataflow::operators::{Capability, Concat, Probe, probe};
-use timely::dataflow::{InputHandle, Scope};
+use timely::dataflow::{InputHandle, Scope, StreamVec};
 use timely::progress::frontier::MutableAntichain;
+use timely::progress::operate::FrontierInterest;
 
 use crate::intake::Intake;
-use crate::model::{EntityId, Event, Level, RegistryView, ReportRow, Tick};
+use crate::maturity::{Curve, Learner, Said, Sayings};
+use crate::model::{EntityId, Event, EventKind, Level, RegistryView, ReportRow, Tick, us_of_tick};
 pub use crate::part::{Mark, Outbox, Part};
 use crate::restate::Restate;
 use crate::rolling::{Rolling, Up};
@@ -62,6 +72,7 @@ pub struct Graph {
     pub outbox: Outbox,
     intake: Rc<RefCell<Intake>>,
     restate: Rc<RefCell<Restate>>,
+    learner: Rc<RefCell<Learner>>,
     lower: Rc<RefCell<Rolling>>,
     upper: Rc<RefCell<Rolling>>,
 }
@@ -73,6 +84,7 @@ impl Graph {
             + self.upper.borrow().heap_bytes()
             + self.intake.borrow().heap_bytes()
             + self.restate.borrow().heap_bytes()
+            + self.learner.borrow().heap_bytes()
     }
 
     /// Entities that this worker keeps features of.
@@ -93,18 +105,43 @@ impl Graph {
     }
 }
 
+/// A tick handed on, with the completeness curves that changed at it.
+#[derive(Clone, Default)]
+struct Notice {
+    mark: Mark,
+    curves: Vec<(EntityId, Arc<Curve>)>,
+}
+
+/// What announces a tick; announcements of one tick are merged.
+trait Announce: Default {
+    fn merge(&mut self, other: Self);
+}
+
+impl Announce for Mark {
+    fn merge(&mut self, other: Mark) {
+        *self = Mark::merge(*self, other);
+    }
+}
+
+impl Announce for Notice {
+    fn merge(&mut self, other: Notice) {
+        self.mark = self.mark.merge(other.mark);
+        self.curves.extend(other.curves);
+    }
+}
+
 /// Announcements waiting for their tick to be complete.
 #[derive(Default)]
-struct Announced(BTreeMap<Tick, (Capability<Tick>, Mark)>);
+struct Announced<A = Mark>(BTreeMap<Tick, (Capability<Tick>, A)>);
 
-impl Announced {
-    fn add(&mut self, capability: Capability<Tick>, marks: &[Mark]) {
-        let entry = self.0.entry(*capability.time()).or_insert((capability, Mark::default()));
-        entry.1 = marks.iter().fold(entry.1, |all, mark| all.merge(*mark));
+impl<A: Announce> Announced<A> {
+    fn add(&mut self, capability: Capability<Tick>, more: &mut Vec<A>) {
+        let entry = self.0.entry(*capability.time()).or_insert((capability, A::default()));
+        more.drain(..).for_each(|announcement| entry.1.merge(announcement));
     }
 
     /// The oldest announced tick that both frontiers have passed.
-    fn pop(&mut self, frontiers: [&MutableAntichain<Tick>; 2]) -> Option<(Capability<Tick>, Mark)> {
+    fn pop(&mut self, frontiers: [&MutableAntichain<Tick>; 2]) -> Option<(Capability<Tick>, A)> {
         let oldest = self.0.first_entry()?;
         let open = frontiers.iter().any(|frontier| frontier.less_equal(oldest.key()));
         (!open).then(|| oldest.remove())
@@ -265,6 +302,43 @@ pub fn build(scope: Scope<'_, Tick>, spec: &Arc<FeatureSpec>, view: &RegistryVie
             }
         },
     );
+    let arriving = events.to_stream(scope).concat(restated);
+    let (arriving, said) = listen(arriving, spec, view);
+
+    let learner = Learner::new(spec.maturity.clone(), view.clone());
+    let learner = learner.on_worker(scope.index(), scope.peers());
+    let learner = Rc::new(RefCell::new(learner));
+    let (out, learns) = (outbox.clone(), learner.clone());
+    let mut keeper = StateKeeper::new(StatePart::Maturity, &inbox, spec);
+    let noticed = said.broadcast().binary_frontier(
+        announced.clone(),
+        Pipeline,
+        Pipeline,
+        "maturity",
+        |_, _| {
+            let (mut queue, mut announced) = (ByTick::new(), Announced::default());
+            move |(input, said_frontier), (ticks, ticks_frontier), output| {
+                input.for_each(|cap, said: &mut Vec<Said>| {
+                    queue.entry(*cap.time()).or_default().push(std::mem::take(said));
+                });
+                ticks.for_each(|cap, marks: &mut Vec<Mark>| announced.add(cap.retain(0), marks));
+                while let Some((cap, mark)) = announced.pop([said_frontier, ticks_frontier]) {
+                    let (tick, mut learner) = (*cap.time(), learns.borrow_mut());
+                    let said = queue.remove(&tick).unwrap_or_default().concat();
+                    let mut curves = Vec::new();
+                    if mark.restored {
+                        keeper.restore(tick, &mut *learner, &out);
+                        curves.extend(learner.curves());
+                    } else if !said.is_empty() {
+                        curves = learner.take(said);
+                    }
+                    output.session(&cap).give(Notice { mark, curves });
+                    keeper.export(tick, mark, &mut *learner, &out);
+                }
+            }
+        },
+    );
+    let noticed = noticed.container::<Vec<Notice>>();
 
     let lower_levels = [Level::Campaign, Level::AdGroup, Level::Creative];
     let lower = Rolling::new(StatePart::Lower, spec.clone(), view.clone(), &lower_levels);
@@ -277,25 +351,21 @@ pub fn build(scope: Scope<'_, Tick>, spec: &Arc<FeatureSpec>, view: &RegistryVie
     let emit_events = spec.emit_events;
     let mut intake_keeper = StateKeeper::new(StatePart::Intake, &inbox, spec);
     let mut lower_keeper = StateKeeper::new(StatePart::Lower, &inbox, spec);
-    let arriving = events.to_stream(scope);
-    let up = arriving.concat(restated).binary_frontier(
-        announced.clone(),
-        by_campaign,
-        Pipeline,
-        "features",
-        |_, _| {
+    let up =
+        arriving.binary_frontier(noticed.clone(), by_campaign, Pipeline, "features", |_, _| {
             let (mut queue, mut announced) = (ByTick::new(), Announced::default());
             move |(input, events_frontier), (ticks, ticks_frontier), output| {
                 input.for_each(|cap, events: &mut Vec<Event>| {
                     queue.entry(*cap.time()).or_default().push(std::mem::take(events));
                 });
-                ticks.for_each(|cap, marks: &mut Vec<Mark>| announced.add(cap.retain(0), marks));
-                while let Some((cap, mark)) = announced.pop([events_frontier, ticks_frontier]) {
-                    let tick = *cap.time();
+                ticks.for_each(|cap, more: &mut Vec<Notice>| announced.add(cap.retain(0), more));
+                while let Some((cap, notice)) = announced.pop([events_frontier, ticks_frontier]) {
+                    let (tick, Notice { mark, curves }) = (*cap.time(), notice);
                     let (mut intake, mut rolling) = (admits.borrow_mut(), rolls.borrow_mut());
                     if mark.restored {
                         intake_keeper.restore(tick, &mut *intake, &out);
                         lower_keeper.restore(tick, &mut *rolling, &out);
+                        rolling.bend(&curves);
                         out.with(tick, |part| {
                             part.held = intake.held();
                             part.ids_remembered = intake.ids_remembered();
@@ -306,6 +376,7 @@ pub fn build(scope: Scope<'_, Tick>, spec: &Arc<FeatureSpec>, view: &RegistryVie
                     let batches = queue.remove(&tick).unwrap_or_default();
                     let admitted = intake.admit(tick, batches, mark);
                     rolling.begin(tick, mark.calm);
+                    rolling.bend(&curves);
                     admitted.batches.iter().flatten().for_each(|event| rolling.absorb(event));
                     let mut done = rolling.finish(mark.last || mark.snapshot);
                     if !done.up.is_empty() {
@@ -326,8 +397,7 @@ pub fn build(scope: Scope<'_, Tick>, spec: &Arc<FeatureSpec>, view: &RegistryVie
                     lower_keeper.export(tick, mark, &mut *rolling, &out);
                 }
             }
-        },
-    );
+        });
 
     let upper_levels = [Level::Tenant, Level::Account];
     let upper = Rolling::new(StatePart::Upper, spec.clone(), view.clone(), &upper_levels);
@@ -337,21 +407,24 @@ pub fn build(scope: Scope<'_, Tick>, spec: &Arc<FeatureSpec>, view: &RegistryVie
     let (out, rolls) = (outbox.clone(), upper.clone());
     let mut keeper = StateKeeper::new(StatePart::Upper, &inbox, spec);
     let (probe, _) = up
-        .binary_frontier(announced, by_entity, Pipeline, "rollup", |_, _| {
+        .binary_frontier(noticed, by_entity, Pipeline, "rollup", |_, _| {
             let (mut queue, mut announced) = (ByTick::new(), Announced::default());
             move |(input, up_frontier), (ticks, ticks_frontier), output| {
                 input.for_each(|cap, ups: &mut Vec<Up>| {
                     queue.entry(*cap.time()).or_default().push(std::mem::take(ups));
                 });
-                ticks.for_each(|cap, marks: &mut Vec<Mark>| announced.add(cap.retain(0), marks));
-                while let Some((cap, mark)) = announced.pop([up_frontier, ticks_frontier]) {
+                ticks.for_each(|cap, more: &mut Vec<Notice>| announced.add(cap.retain(0), more));
+                while let Some((cap, notice)) = announced.pop([up_frontier, ticks_frontier]) {
                     let (tick, mut rolling) = (*cap.time(), rolls.borrow_mut());
+                    let Notice { mark, curves } = notice;
                     output.session(&cap).give(());
                     if mark.restored {
                         keeper.restore(tick, &mut *rolling, &out);
+                        rolling.bend(&curves);
                         continue;
                     }
                     rolling.begin(tick, mark.calm);
+                    rolling.bend(&curves);
                     let ups = queue.remove(&tick).unwrap_or_default();
                     ups.iter().flatten().for_each(|up| rolling.absorb_up(up));
                     let done = rolling.finish(mark.last || mark.snapshot);
@@ -374,5 +447,39 @@ pub fn build(scope: Scope<'_, Tick>, spec: &Arc<FeatureSpec>, view: &RegistryVie
         .container::<Vec<()>>()
         .probe();
 
-    Graph { events, reports, ticks, restore, probe, outbox, intake, restate, lower, upper }
+    Graph { events, reports, ticks, restore, probe, outbox, intake, restate, learner, lower, upper }
+}
+
+/// Passes events on, and says what those that restate reports tell of their accounts. Statements
+/// that no window can hold any more are left out: intake refuses them, and a record has only what it
+/// accepts.
+fn listen<'scope>(
+    events: StreamVec<'scope, Tick, Event>,
+    spec: &FeatureSpec,
+    view: &RegistryView,
+) -> (StreamVec<'scope, Tick, Event>, StreamVec<'scope, Tick, Said>) {
+    let (learns, widest_us, mut view) = (spec.maturity.enabled, spec.widest_us(), view.clone());
+    let mut builder = OperatorBuilder::new("listen".to_owned(), events.scope());
+    let mut input = builder.new_input(events, Pipeline);
+    builder.set_notify_for(0, FrontierInterest::Never);
+    let (passed, passed_stream) = builder.new_output();
+    let (said, said_stream) = builder.new_output();
+    let mut passed = OutputBuilder::from(passed);
+    let mut said = OutputBuilder::<_, CapacityContainerBuilder<Vec<Said>>>::from(said);
+    builder.build(move |_| {
+        move |_frontiers| {
+            let (mut passed, mut said) = (passed.activate(), said.activate());
+            input.for_each(|cap, events: &mut Vec<Event>| {
+                let now = us_of_tick(*cap.time());
+                let mut sayings = Sayings::default();
+                let reports = events.iter().filter(|event| event.kind == EventKind::Report);
+                for event in reports.filter(|event| learns && event.time >= now - widest_us) {
+                    sayings.hear(view.info(event.creative), now, event);
+                }
+                said.session(&cap).give_iterator(sayings.into_said());
+                passed.session(&cap).give_container(events);
+            });
+        }
+    });
+    (passed_stream, said_stream)
 }

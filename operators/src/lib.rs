@@ -20,6 +20,7 @@ pub mod frame;
 pub mod graph;
 pub mod intake;
 pub mod invariant;
+pub mod maturity;
 pub mod model;
 mod part;
 mod reach;

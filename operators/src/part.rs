@@ -89,7 +89,7 @@ pub struct Part {
 }
 
 /// Operators that export.
-const EXPORTERS: u8 = 4;
+const EXPORTERS: u8 = 5;
 
 impl Part {
     pub(crate) fn take_rows(&mut self, done: TickRows) {

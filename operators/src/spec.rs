@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::anomaly::AnomalySpec;
 use crate::estimate::Prior;
 use crate::fatigue::FatigueSpec;
+use crate::maturity::MaturitySpec;
 use crate::model::{AttributionRule, DAY_US, EventTime, HOUR_US, Level, MAX_WINDOWS, WindowSpec};
 use crate::rolling::calendar::Panes;
 
@@ -54,6 +55,8 @@ pub struct FeatureSpec {
     pub fatigue: FatigueSpec,
     /// Anomaly.
     pub anomaly: AnomalySpec,
+    /// Completeness of reported conversions.
+    pub maturity: MaturitySpec,
     /// Intake.
     pub intake: IntakeSpec,
     /// Which attribution window's conversions feed the features; the platform's own without a rule.
@@ -111,6 +114,7 @@ impl Default for FeatureSpec {
             cvr_prior: Prior { mean: 0.03, trials: 30.0 },
             fatigue: FatigueSpec::default(),
             anomaly: AnomalySpec::default(),
+            maturity: MaturitySpec::default(),
             intake: IntakeSpec::default(),
             attribution: Vec::new(),
             export_bytes_per_ms: 64 << 10,

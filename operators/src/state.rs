@@ -26,6 +26,8 @@ pub enum StatePart {
     Lower,
     /// Rolling features of accounts and tenants.
     Upper,
+    /// Completeness of reported conversions.
+    Maturity,
 }
 
 /// A piece of an operator's state.

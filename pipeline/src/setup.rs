@@ -12,8 +12,9 @@ use omnify_decision::stage::{
 use omnify_operators::anomaly::AnomalySpec;
 use omnify_operators::estimate::Prior;
 use omnify_operators::fatigue::FatigueSpec;
+use omnify_operators::maturity::MaturitySpec;
 use omnify_operators::model::{
-    AttributionRule, Currency, EntityKey, Level, Registry, Span, WindowSpec,
+    AttributionRule, Currency, DAY_US, EntityKey, Level, Registry, Span, WindowSpec,
 };
 use omnify_operators::spec::{Cadence, FeatureSpec, IntakeSpec, PaneRows};
 use omnify_sinks::history::{HistoryMeta, WriterOptions};
@@ -90,6 +91,15 @@ pub fn feature_spec(config: &Checked, mode: Mode) -> anyhow::Result<FeatureSpec>
             warmup: config.anomaly.warmup_hours,
             impressions_min: config.anomaly.impressions_min,
         },
+        maturity: MaturitySpec {
+            enabled: config.maturity.enabled,
+            settle_days: config.maturity.settle.us() / DAY_US,
+            prior_first_day: config.maturity.prior_first_day,
+            prior_mean_days: config.maturity.prior_delay.us() as f64 / DAY_US as f64,
+            memory_days: i64::from(config.maturity.memory_days),
+            shrink_conversions: config.maturity.shrink_conversions,
+            break_score: config.maturity.break_score,
+        },
         attribution: attribution(config)?,
         intake: IntakeSpec {
             future_skew_us: config.validation.future_skew.us(),
@@ -123,6 +133,7 @@ pub fn stage_config(config: &Checked) -> Option<StageConfig> {
             change_7d_max: guardrails.change_7d_max,
             events_min: guardrails.events_min,
             gain_probability_min: guardrails.gain_probability_min,
+            maturity_min: guardrails.maturity_min,
             cooldown_ms: ms(guardrails.cooldown),
             learning_events: guardrails.learning_events,
             learning_ms: ms(guardrails.learning_time),

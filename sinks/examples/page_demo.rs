@@ -15,9 +15,9 @@ use omnify_decision::action::{Action, Decision, Id, Prediction, Setting, Verdict
 use omnify_decision::control::Outcome;
 use omnify_decision::goal::{Goal, Objective, Pricing};
 use omnify_operators::model::{
-    Anomaly, Currency, DAY_US, EntityInfo, EntityKey, Estimate, Fatigue, FatigueState, FeatureRow,
-    Frame, HOUR_US, Level, MAX_WINDOWS, Reach, Registry, RegistryView, Stats, WindowSpec,
-    us_of_tick,
+    Anomaly, Currency, DAY_US, EntityInfo, EntityKey, Estimate, Expected, Fatigue, FatigueState,
+    FeatureRow, Frame, HOUR_US, Level, MAX_WINDOWS, Maturity, Reach, Registry, RegistryView, Stats,
+    WindowSpec, us_of_tick,
 };
 use omnify_sinks::serve::{
     ActionState, AppState, Board, BoardConfig, Counters, LatencyMs, Scope, Watermarks, serve,
@@ -342,6 +342,24 @@ impl World {
     }
 }
 
+fn maturity(long: &Stats, tick: u64) -> Maturity {
+    let (now_us, share) = (us_of_tick(tick), 0.94);
+    let expected = |reported: i64| {
+        let mean = reported as f64 / share;
+        Expected { mean, low: 0.98 * mean, high: 1.03 * mean }
+    };
+    Maturity {
+        share,
+        error: 0.01,
+        conversions: expected(long.conversions),
+        revenue_micros: expected(long.revenue_micros),
+        fresh_us: now_us,
+        settled_us: now_us - 9 * DAY_US,
+        residual: -0.6,
+        broken: false,
+    }
+}
+
 fn features(info: &EntityInfo, tick: u64, step: u64) -> FeatureRow {
     let share = match info.level {
         Level::Tenant => 30.0,
@@ -423,5 +441,7 @@ fn features(info: &EntityInfo, tick: u64, step: u64) -> FeatureRow {
             score: noise(info.order, step / 30) * 2.0,
             alarm: info.order.is_multiple_of(23) && (step / 120) % 2 == 1,
         },
+        maturity: (info.key.segment(1) == Some("meta") && info.level != Level::Tenant)
+            .then(|| maturity(&long, tick)),
     }
 }

@@ -1,7 +1,8 @@
 //! What each kind of goal wants: a unit of value, and how much one unit may cost.
 //!
 //! All four share one controller ([`crate::dual`]); a policy only says what is counted and at what
-//! price. To add one: implement [`Policy`] in a file of its own and name it in [`for_objective`].
+//! price. What is counted says which maturity is needed: conversions and revenue need to be complete
+//! or completed by a nowcast ([`crate::view`]), clicks only to be fresh. To add one: implement [`Policy`] in a file of its own and name it in [`for_objective`].
 
 mod maximise;
 mod target_cpa;
@@ -48,6 +49,7 @@ mod tests {
             recent_us: 1,
             long,
             mature: long,
+            maturity: None,
             today: Stats::ZERO,
             young: false,
         }

@@ -28,6 +28,7 @@ pub fn row(registry: &mut RegistryView, key: &str, tick: Tick) -> FeatureRow {
         reach: Default::default(),
         fatigue: Fatigue::default(),
         anomaly: Anomaly::default(),
+        maturity: None,
     }
 }
 

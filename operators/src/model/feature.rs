@@ -84,6 +84,50 @@ pub struct Anomaly {
     pub alarm: bool,
 }
 
+/// An amount that is not known yet, with its 90 % interval.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Expected {
+    /// Mean.
+    pub mean: f64,
+    /// 5 % quantile.
+    pub low: f64,
+    /// 95 % quantile.
+    pub high: f64,
+}
+
+/// How much of what the clicks of the longest window bring is reported already, and what it will
+/// come to ([`crate::maturity`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Maturity {
+    /// Share of the final conversions that is reported, by the account's curve and the age of the
+    /// clicks; 1 when nothing is to come.
+    pub share: f64,
+    /// Standard error of `share`, relative to it.
+    pub error: f64,
+    /// Conversions of the window in the end.
+    pub conversions: Expected,
+    /// Revenue of the window in the end, in micros.
+    pub revenue_micros: Expected,
+    /// When the account's reports last said something new.
+    pub fresh_us: EventTime,
+    /// Clicks up to then have brought what they will bring.
+    pub settled_us: EventTime,
+    /// Late conversions of the account's newest whole day against what its curve predicted, in
+    /// standard deviations.
+    pub residual: f64,
+    /// The residual is beyond chance: the curve does not hold at the moment.
+    pub broken: bool,
+}
+
+impl Maturity {
+    /// Its fractions, in the order of the columns of the history.
+    pub fn fractions(&self) -> [f64; 9] {
+        let Maturity { share, error, conversions, revenue_micros, residual, .. } = *self;
+        let [a, b] = [conversions, revenue_micros].map(|of| [of.mean, of.low, of.high]);
+        [share, error, a[0], a[1], a[2], b[0], b[1], b[2], residual]
+    }
+}
+
 /// All features of one entity as of one tick.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FeatureRow {
@@ -95,7 +139,8 @@ pub struct FeatureRow {
     pub windows: [Stats; MAX_WINDOWS],
     /// Shrunk click-through rate over the longest window.
     pub ctr: Estimate,
-    /// Shrunk conversion rate over the longest window.
+    /// Shrunk conversion rate over the longest window. Where there is a `maturity`, its trials are
+    /// clicks weighted by completeness.
     pub cvr: Estimate,
     /// Reach and frequency.
     pub reach: Reach,
@@ -103,6 +148,9 @@ pub struct FeatureRow {
     pub fatigue: Fatigue,
     /// Anomaly of delivery.
     pub anomaly: Anomaly,
+    /// Where conversions are reported late: how late, and what to expect. `None` where they count
+    /// as they are, and for tenants, whose accounts each have a curve of their own.
+    pub maturity: Option<Maturity>,
 }
 
 /// The final sums of one window at one pane end: a row of the `features` history.

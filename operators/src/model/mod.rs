@@ -17,8 +17,8 @@ pub use event::{
     Event, EventKind, NO_ID, NO_USER, ReportKey, ReportRow, ReportVersion, Restatement,
 };
 pub use feature::{
-    Anomaly, Estimate, Fatigue, FatigueState, FeatureRow, Frame, MAX_WINDOWS, PaneBatch, PaneRow,
-    Reach,
+    Anomaly, Estimate, Expected, Fatigue, FatigueState, FeatureRow, Frame, MAX_WINDOWS, Maturity,
+    PaneBatch, PaneRow, Reach,
 };
 pub use money::{Currency, CurrencyError, MICROS_PER_UNIT, Money, micros_from_decimal};
 pub use stats::Stats;

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::anomaly::AnomalyWatch;
 use crate::estimate::Prior;
 use crate::fatigue::FatigueTracker;
+use crate::maturity::{Curve, Weighed};
 use crate::model::{EntityId, EntityInfo, EventTime, Level, MAX_WINDOWS, Stats, Tick};
 use crate::rolling::calendar::{Calendar, Panes};
 use crate::rolling::pane_log::PaneLog;
@@ -297,6 +298,34 @@ impl Cell {
         // The open panes hold or follow the newest closed pane end: they are in every window.
         let sum = window.sum + self.open;
         if grain.is_coarse[at] { sum + self.coarse } else { sum }
+    }
+
+    /// The clicks of one window, weighted by the completeness of their days; what has left the
+    /// window must have expired.
+    pub(super) fn weigh(
+        &self,
+        at: usize,
+        curve: &Curve,
+        panes: &[Panes],
+        grain: &Grain,
+    ) -> Weighed {
+        let mut weighed = Weighed::default();
+        let Some(window) = self.windows.get(at) else { return weighed };
+        let last = (!window.last.is_empty()).then_some((window.last_pane, window.last));
+        for (pane, stats) in window.log.iter().chain(last) {
+            let middle = panes[at].start(pane).midpoint(panes[at].start(pane + 1));
+            weighed.add(curve, curve.day_of(middle), stats.clicks);
+        }
+        let mut open = |pane: i64, stats: &Stats| {
+            if !stats.is_empty() {
+                weighed.add(curve, curve.day_of(pane * grain.base_us), stats.clicks);
+            }
+        };
+        open(self.open_pane, &self.open);
+        if grain.is_coarse[at] {
+            open(self.coarse_until - 1, &self.coarse);
+        }
+        weighed
     }
 
     pub(super) fn is_empty(&self) -> bool {

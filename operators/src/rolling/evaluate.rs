@@ -9,7 +9,8 @@
 use super::Rolling;
 use super::cell::{Cell, Priors};
 use crate::estimate::Prior;
-use crate::model::{DAY_US, FeatureRow, HOUR_US, Level, Stats, Tick, us_of_tick};
+use crate::maturity::nowcast;
+use crate::model::{DAY_US, FeatureRow, HOUR_US, Level, Tick, us_of_tick};
 use crate::spec::Cadence;
 
 /// Evaluations that are put off come this many times more rarely.
@@ -133,11 +134,16 @@ impl Rolling {
     /// The features of a cell as of `now`, known at `tick`; expires what has left the windows.
     pub(super) fn row(&mut self, place: u32, now: i64, tick: Tick) -> FeatureRow {
         let (ctr_prior, cvr_prior) = self.priors_of(place, tick);
-        let spec = &self.spec;
         let cell = &mut self.cells[place as usize];
         let panes = &mut self.calendars[usize::from(cell.calendar)].panes;
         let windows = cell.read(now, panes, &self.grain);
         let sums = windows[self.widest];
+        let curve = self.curve_of(place, tick);
+        let (trials, weighed) = self.trials(place, &sums, curve.as_deref());
+        let maturity =
+            curve.zip(weighed).map(|(curve, weighed)| nowcast(&curve, cvr_prior, &sums, &weighed));
+        let spec = &self.spec;
+        let cell = &self.cells[place as usize];
         let reach = self.reaches[place as usize].over(now.div_euclid(DAY_US), spec.reach_days);
         // At midnight the day that has just ended is still the newest with anything in it.
         let today = (now - 1).div_euclid(DAY_US);
@@ -147,7 +153,7 @@ impl Rolling {
             tick,
             windows,
             ctr: ctr_prior.posterior(sums.clicks, sums.impressions),
-            cvr: cvr_prior.posterior(sums.conversions, sums.clicks),
+            cvr: cvr_prior.posterior(sums.conversions, trials),
             reach,
             fatigue: cell.derived.fatigue.assess(&spec.fatigue, today, reach.frequency),
             anomaly: cell
@@ -155,6 +161,7 @@ impl Rolling {
                 .anomaly
                 .as_ref()
                 .map_or_else(Default::default, |watch| watch.clone().close(hour, &spec.anomaly)),
+            maturity,
         }
     }
 
@@ -180,23 +187,21 @@ impl Rolling {
             return;
         }
         let children = std::mem::take(&mut cell.derived.children);
-        let mut sums = Vec::with_capacity(children.len());
+        let curve = self.curve_of(place, self.tick);
+        let mut rates = Vec::with_capacity(children.len());
         for &child in &children {
             self.leave_first(child);
             if self.cells[child as usize].active && self.cells[child as usize].closed < boundary {
                 self.close(child, boundary);
             }
-            let child = &mut self.cells[child as usize];
-            let panes = &mut self.calendars[usize::from(child.calendar)].panes;
-            sums.push(child.sums(self.widest, start, panes, &self.grain));
+            let cell = &mut self.cells[child as usize];
+            let panes = &mut self.calendars[usize::from(cell.calendar)].panes;
+            let sums = cell.sums(self.widest, start, panes, &self.grain);
+            let (trials, _) = self.trials(child, &sums, curve.as_deref());
+            rates.push([(sums.clicks, sums.impressions), (sums.conversions, trials)]);
         }
-        let rates = |pair: fn(&Stats) -> (i64, i64), fallback| {
-            Prior::learn(sums.iter().map(pair), fallback)
-        };
-        let now = (
-            rates(|sums| (sums.clicks, sums.impressions), self.spec.ctr_prior),
-            rates(|sums| (sums.conversions, sums.clicks), self.spec.cvr_prior),
-        );
+        let learn = |at: usize, fallback| Prior::learn(rates.iter().map(|pair| pair[at]), fallback);
+        let now = (learn(0, self.spec.ctr_prior), learn(1, self.spec.cvr_prior));
         let cell = &mut self.cells[place as usize];
         cell.derived.children = children;
         let before = cell.derived.priors.map(|priors| priors.now);

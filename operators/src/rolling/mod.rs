@@ -22,6 +22,7 @@
 
 pub(crate) mod calendar;
 mod cell;
+mod curves;
 mod evaluate;
 mod evict;
 mod export;
@@ -35,6 +36,7 @@ use serde::{Deserialize, Serialize};
 
 use self::calendar::Calendar;
 use self::cell::{Cell, Grain};
+use self::curves::Curves;
 use crate::model::{
     DAY_US, EntityId, Event, EventKind, FeatureRow, HOUR_US, Level, NO_USER, PaneBatch, PaneRow,
     RegistryView, Stats, Tick, us_of_tick,
@@ -120,6 +122,7 @@ pub(crate) struct Rolling {
     /// Boundary (as base pane number) up to which rows are due, and the tick that made them due.
     due: i64,
     due_tick: Tick,
+    curves: Curves,
     active: Vec<u32>,
     sweep: usize,
     timers: BTreeMap<Tick, Vec<u32>>,
@@ -175,6 +178,7 @@ impl Rolling {
             main: 0..0,
             due: i64::MIN,
             due_tick: 0,
+            curves: Curves::default(),
             active: Vec::new(),
             sweep: 0,
             timers: BTreeMap::new(),
@@ -529,6 +533,7 @@ impl Rolling {
             self.sweep(usize::MAX);
             self.drop_silent();
             (self.due, self.due_tick) = (boundary, self.tick);
+            self.curves.keep();
             self.sweep = self.active.len();
         }
         self.sweep(if all { usize::MAX } else { SWEEP_CELLS });

@@ -374,6 +374,7 @@ mod tests {
             reach: Reach::default(),
             fatigue: Fatigue::default(),
             anomaly: Anomaly::default(),
+            maturity: None,
         };
         let rows = vec![row(5), row(6), row(5), row(7)];
         let features = vec![(0, feature(50)), (1, feature(60)), (3, feature(70))];

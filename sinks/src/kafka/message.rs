@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use omnify_operators::model::{
-    EntityInfo, EntityKey, Estimate, FeatureRow, Level, Stats, Tick, WindowSpec,
+    EntityInfo, EntityKey, Estimate, FeatureRow, Level, Maturity, Stats, Tick, WindowSpec,
 };
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
@@ -78,6 +78,7 @@ struct Feature<'a> {
     fatigue_probability: Option<f64>,
     anomaly_score: f64,
     anomaly_alarm: bool,
+    maturity: Option<Maturity>,
 }
 
 /// Names of the windows, in the order of the configuration.
@@ -116,6 +117,7 @@ pub(super) fn feature(
         fatigue_probability: positive(row.fatigue.probability),
         anomaly_score: row.anomaly.score,
         anomaly_alarm: row.anomaly.alarm,
+        maturity: row.maturity,
     })
 }
 
@@ -139,6 +141,7 @@ pub(super) mod tests {
             reach: Default::default(),
             fatigue: Default::default(),
             anomaly: Default::default(),
+            maturity: None,
         }
     }
 

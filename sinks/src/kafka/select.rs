@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use omnify_operators::model::{
-    EntityId, EntityInfo, EntityKey, FatigueState, FeatureRow, Frame, Tick,
+    EntityId, EntityInfo, EntityKey, FatigueState, FeatureRow, Frame, Level, Tick,
 };
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +39,7 @@ pub struct SelectorState {
 struct Raised {
     anomaly: bool,
     wearing_out: bool,
+    curve_broken: bool,
 }
 
 /// Kept by the decision thread.
@@ -121,6 +122,8 @@ impl Selector {
         let now = Raised {
             anomaly: row.anomaly.alarm,
             wearing_out: row.fatigue.state == FatigueState::WearingOut,
+            curve_broken: info.level == Level::Account
+                && row.maturity.is_some_and(|maturity| maturity.broken),
         };
         let before = self.state.raised.get(&info.key).copied().unwrap_or_default();
         if now == before {
@@ -135,6 +138,14 @@ impl Selector {
             let share = row.fatigue.ratio * 100.0;
             let text = format!("response of {} fell to {share:.0} % of its baseline", info.key);
             out.push(Alert::of("wearing_out", tick, Some(&info.key), text));
+        }
+        if now.curve_broken && !before.curve_broken {
+            let residual = row.maturity.map_or(0.0, |maturity| maturity.residual);
+            let text = format!(
+                "late conversions of {} are {residual:+.1} standard deviations from its curve",
+                info.key
+            );
+            out.push(Alert::of("completeness_break", tick, Some(&info.key), text));
         }
         if now == Raised::default() {
             self.state.raised.remove(&info.key);

@@ -4,7 +4,8 @@ use omnify_decision::action::{ActionKind, Prediction, Setting, Status};
 use omnify_decision::approvals::Proposal;
 use omnify_decision::autonomy::Required;
 use omnify_operators::model::{
-    Currency, Estimate, EventTime, FatigueState, Level, Stats, Tick, WindowSpec, us_of_tick,
+    Currency, Estimate, EventTime, Expected, FatigueState, Level, Stats, Tick, WindowSpec,
+    us_of_tick,
 };
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
@@ -16,7 +17,8 @@ use super::snapshot::{Pacing, Row, Snapshot, Spark};
 /// What the reader must know about numbers that are not final.
 pub(super) const MATURITY: &str = "Impressions, clicks and cost are complete up to fresh_until_us; \
     conversions and revenue are final up to settled_until_us and may still rise or be corrected \
-    after it. A null watermark means: not known, treat as not final.";
+    after it; where reports bring conversions late, completeness says how much of them is in and what \
+    to expect. A null watermark means: not known, treat as not final.";
 
 #[derive(Serialize)]
 pub(super) struct RowView<'a> {
@@ -39,6 +41,7 @@ pub(super) struct RowView<'a> {
     reach: Option<ReachView>,
     fatigue: FatigueView,
     anomaly: AnomalyView,
+    completeness: Option<CompletenessView<'a>>,
     pacing: Option<&'a Pacing>,
     settings: SettingsView,
     decision: Option<LastDecision<'a>>,
@@ -49,7 +52,12 @@ pub(super) struct RowView<'a> {
 impl<'a> RowView<'a> {
     pub(super) fn new(snapshot: &'a Snapshot, row: &'a Row, spark: bool) -> RowView<'a> {
         let (key, features) = (&row.info.key, &row.features);
-        let watermarks = snapshot.watermarks(key);
+        let mut watermarks = snapshot.watermarks(key);
+        if let Some(maturity) = &features.maturity {
+            // What an account's own reports showed is better than what holds for all.
+            watermarks.fresh_until_us = Some(maturity.fresh_us);
+            watermarks.settled_until_us = Some(maturity.settled_us);
+        }
         let fatigue = &features.fatigue;
         let known = fatigue.state != FatigueState::Insufficient;
         RowView {
@@ -87,6 +95,15 @@ impl<'a> RowView<'a> {
                 days_to_onset: fatigue.days_to_onset,
             },
             anomaly: AnomalyView { score: features.anomaly.score, alarm: features.anomaly.alarm },
+            completeness: features.maturity.as_ref().map(|maturity| CompletenessView {
+                window: &snapshot.setup.windows[widest(snapshot.windows())],
+                share: maturity.share,
+                error: maturity.error,
+                conversions: maturity.conversions,
+                revenue_micros: maturity.revenue_micros,
+                residual: maturity.residual,
+                broken: maturity.broken,
+            }),
             pacing: row.pacing.as_ref(),
             settings: SettingsView {
                 bid_micros: row.settings.bid_micros,
@@ -119,6 +136,23 @@ struct FatigueView {
 struct AnomalyView {
     score: f64,
     alarm: bool,
+}
+
+/// Position of the window that conversion rates and their maturity are formed over.
+fn widest(windows: &[WindowSpec]) -> usize {
+    let width = windows.iter().map(WindowSpec::width_us).max();
+    windows.iter().position(|window| Some(window.width_us()) == width).unwrap_or(0)
+}
+
+#[derive(Serialize)]
+struct CompletenessView<'a> {
+    window: &'a str,
+    share: f64,
+    error: f64,
+    conversions: Expected,
+    revenue_micros: Expected,
+    residual: f64,
+    broken: bool,
 }
 
 #[derive(Serialize)]

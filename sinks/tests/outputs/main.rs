@@ -63,6 +63,7 @@ impl Ticks {
                 reach: Default::default(),
                 fatigue: Default::default(),
                 anomaly: Default::default(),
+                maturity: None,
             };
             row.windows[0].clicks = i64::try_from(tick).unwrap();
             row.anomaly.alarm = tick.is_multiple_of(10);

@@ -39,6 +39,17 @@ async fn rows_are_honest_about_what_is_known() {
     assert_eq!(row["pacing"]["spent_micros"], 40_000_000);
     assert_eq!(row["pacing"]["planned_micros"], 50_000_000);
     assert!(row["maturity"].as_str().unwrap().contains("settled_until_us"));
+    assert_eq!(row["completeness"], Value::Null, "its conversions count as they are");
+    // What an account's own reports showed goes before what is said of all.
+    let account = get(&router, "/v1/features/acme/meta/act_acme").await.json();
+    assert_eq!(
+        (&account["fresh_until_us"], &account["settled_until_us"]),
+        (&2_000.into(), &1_000.into())
+    );
+    assert_eq!(
+        (&account["completeness"]["share"], &account["completeness"]["window"]),
+        (&0.8.into(), &"day".into())
+    );
 }
 
 #[tokio::test]

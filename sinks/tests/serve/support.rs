@@ -12,7 +12,7 @@ use omnify_decision::goal::{Goal, Objective, Pricing};
 use omnify_decision::stage::{Autonomy, Stage, StageConfig};
 use omnify_operators::model::{
     Anomaly, Currency, EntityInfo, Estimate, Fatigue, FatigueState, FeatureRow, Frame, Level,
-    MAX_WINDOWS, Reach, Registry, RegistryView, Stats, Tick,
+    MAX_WINDOWS, Maturity, Reach, Registry, RegistryView, Stats, Tick,
 };
 use omnify_sinks::serve::{ActionState, Board, BoardConfig, Counters, Scope, TokenTable};
 use serde_json::Value;
@@ -65,6 +65,13 @@ pub(crate) fn row(info: &EntityInfo, tick: Tick) -> FeatureRow {
             ..Fatigue::default()
         },
         anomaly: Anomaly::default(),
+        maturity: (info.level == Level::Account).then(|| Maturity {
+            share: 0.8,
+            fresh_us: 1_000 * n,
+            settled_us: 500 * n,
+            broken: true,
+            ..Maturity::default()
+        }),
     }
 }
 

@@ -15,7 +15,7 @@ use omnify_operators::model::{
 use super::super::decisions::window_column;
 use super::super::entities::PATH;
 use super::super::events::SUMS;
-use super::super::row::stats_of;
+use super::super::row::{MaturityReader, stats_of};
 use super::super::{Difference, HistoryError, HistoryMeta, Table};
 use super::HistoryReader;
 use super::file::{DecodeError, dictionary, typed};
@@ -254,6 +254,7 @@ struct RowReader<'a> {
     rest: [&'a Float64Array; 8],
     state: Vec<FatigueState>,
     alarm: &'a BooleanArray,
+    maturity: MaturityReader<'a>,
 }
 
 impl<'a> RowReader<'a> {
@@ -298,6 +299,7 @@ impl<'a> RowReader<'a> {
             ],
             state,
             alarm: typed(batch, "anomaly_alarm")?,
+            maturity: MaturityReader::new(batch)?,
         })
     }
 
@@ -330,6 +332,7 @@ impl<'a> RowReader<'a> {
                 days_to_onset: (!self.rest[6].is_null(at)).then_some(rest[6]),
             },
             anomaly: Anomaly { score: rest[7], alarm: self.alarm.value(at) },
+            maturity: self.maturity.row(at),
         }
     }
 }

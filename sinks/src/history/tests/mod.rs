@@ -14,9 +14,9 @@ use std::sync::Arc;
 use omnify_decision::action::{Action, Decision, Id, Prediction, Setting, Status, Verdict};
 use omnify_decision::control::{Actual, Control, Outcome};
 use omnify_operators::model::{
-    Anomaly, Currency, EntityId, EntityKey, Estimate, Event, EventKind, Fatigue, FatigueState,
-    FeatureRow, Level, MAX_WINDOWS, MINUTE_US, PaneBatch, PaneRow, Reach, Registry, RegistryView,
-    Stats, Tick, us_of_tick,
+    Anomaly, Currency, EntityId, EntityKey, Estimate, Event, EventKind, Expected, Fatigue,
+    FatigueState, FeatureRow, Level, MAX_WINDOWS, MINUTE_US, Maturity, PaneBatch, PaneRow, Reach,
+    Registry, RegistryView, Stats, Tick, us_of_tick,
 };
 
 use super::{DeadLetter, HistoryError, HistoryMeta, HistoryWriter, WriterOptions};
@@ -211,6 +211,23 @@ fn feature_row(random: &mut Random, entity: EntityId, tick: Tick) -> FeatureRow 
             days_to_onset: (random.below(2) == 0).then(|| random.float()),
         },
         anomaly: Anomaly { score: random.float(), alarm: random.below(2) == 0 },
+        maturity: (random.below(2) == 0).then(|| maturity(random)),
+    }
+}
+
+fn maturity(random: &mut Random) -> Maturity {
+    let mut expected =
+        || Expected { mean: random.float(), low: random.float(), high: random.float() };
+    let (conversions, revenue_micros) = (expected(), expected());
+    Maturity {
+        share: random.float(),
+        error: random.float(),
+        conversions,
+        revenue_micros,
+        fresh_us: random.below(1 << 50) as i64,
+        settled_us: random.below(1 << 50) as i64,
+        residual: random.float(),
+        broken: random.below(2) == 0,
     }
 }
 

@@ -112,8 +112,9 @@ function updateRow(element, row, window, tree) {
   cell("roas", open(ratio(sums.roas), sums.settled_share));
   cell("freq", row.reach?.frequency ? row.reach.frequency.toFixed(1) : "–");
   const pill = element.querySelector(".pill");
-  text(pill, row.anomaly.alarm ? "unusual delivery" : forecast(row.fatigue));
-  attribute(pill, "class", `pill ${row.anomaly.alarm ? "warn" : tone(row.fatigue)}`);
+  const trouble = row.anomaly.alarm ? "unusual delivery" : row.completeness?.broken ? "conversions off their curve" : "";
+  text(pill, trouble || forecast(row.fatigue));
+  attribute(pill, "class", `pill ${trouble ? "warn" : tone(row.fatigue)}`);
 }
 
 function toggle(key) {
@@ -143,6 +144,16 @@ function fact(term, value) {
   return value && value !== "–" ? h("div", {}, h("dt", {}, term), h("dd", {}, value)) : null;
 }
 
+function expectedFacts({ window, share, conversions, revenue_micros: revenue }, money1) {
+  const range = (form, of) => `${form(of.mean)} (${form(of.low)} to ${form(of.high)})`;
+  const whole = (value) => count(Math.round(value));
+  return [
+    fact(`Conversions reported, ${label(window)}`, `${percent(share, 0)} of what is expected`),
+    fact("Conversions in the end, 90 % interval", range(whole, conversions)),
+    fact("Revenue in the end, 90 % interval", revenue.mean > 0 ? range(money1, revenue) : "–"),
+  ];
+}
+
 function updateDetail(element, row, window) {
   const sums = row.windows[window] ?? {};
   const money1 = (value) => micros(value, row.currency);
@@ -163,6 +174,7 @@ function updateDetail(element, row, window) {
     fact("Bid", money1(row.settings.bid_micros)),
     fact("Budget", money1(row.settings.budget_micros)),
     fact("Status", row.settings.status ?? "–"),
+    ...(row.completeness ? expectedFacts(row.completeness, money1) : []),
     fact("Conversions final", has(sums.settled_share) ? `${percent(sums.settled_share, 0)} of the window` : "not known"));
   element.querySelector(".facts-grid").replaceWith(facts);
   const [ctr, cost] = element.querySelectorAll("figure");
