@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use omnify_bench::{churn, crash, generate, kafka, latency, replay, restart, restate};
+use omnify_bench::crash::{self, Fault};
+use omnify_bench::{churn, generate, kafka, latency, replay, restart, restate};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -100,6 +101,17 @@ enum Command {
         /// The program; that beside this one by default.
         #[arg(long)]
         omnify: Option<PathBuf>,
+        /// What happens in the rounds, with commas: kill, start, disk-full, clock, broker, rebalance.
+        /// All that can be made here by default; a round of what cannot is counted as not run.
+        #[arg(long, value_delimiter = ',')]
+        faults: Option<Vec<Fault>>,
+        /// A broker, HOST:PORT: events come from a topic as well, everything goes out to topics.
+        #[arg(long)]
+        kafka: Option<String>,
+        /// Its folder, as given to deploy/kafka/run.sh, so that it can be killed. Without --kafka one is
+        /// started there, and stopped at the end.
+        #[arg(long)]
+        kafka_dir: Option<PathBuf>,
         /// Keeps everything in this new folder.
         #[arg(long)]
         keep: Option<PathBuf>,
@@ -226,10 +238,14 @@ fn main() -> ExitCode {
                 sets,
             })
         }
-        Command::Crash { rounds, seed, omnify, keep } => {
+        Command::Crash { rounds, seed, omnify, faults, kafka, kafka_dir, keep } => {
+            crash::in_own_namespace();
             let beside = || std::env::current_exe().map(|exe| exe.with_file_name("omnify"));
             omnify.map_or_else(beside, Ok).map_err(Into::into).and_then(|omnify| {
-                let answer = crash::run(&crash::Options { rounds, seed, omnify, keep })?;
+                let kafka = (kafka.is_some() || kafka_dir.is_some())
+                    .then_some(crash::BrokerOptions { address: kafka, dir: kafka_dir });
+                let options = crash::Options { rounds, seed, omnify, faults, kafka, keep };
+                let answer = crash::run(&options)?;
                 anyhow::ensure!(
                     answer["identical"] == true && answer["actions_twice"] == 0,
                     "{answer}"

@@ -382,6 +382,8 @@ pub struct State {
     pub queue_journal: usize,
     /// Longest time that a stop waits for the last snapshot; the journal is complete in any case.
     pub stop_within: Span,
+    /// How long the journal and the history try at a full disk before the engine ends (exit code 4).
+    pub disk_patience: Span,
     /// Copy all of it and the history to this object store, s3://bucket/prefix or file:///folder, and
     /// start from there on an empty folder; "" is no copy.
     pub remote: String,

@@ -11,36 +11,40 @@ use arrow::compute::cast;
 use arrow::datatypes::DataType;
 use arrow::error::ArrowError;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
+use omnify_decision::action::Id;
 use omnify_decision::control::{Control, Outcome};
 use omnify_operators::model::Registry;
+use omnify_sinks::action::Ledger;
 use omnify_sinks::history::HistoryReader;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::engine::Home;
 use super::platform::Calls;
-use super::sender::Sent;
+use super::sender::Lane;
 
 /// The events of the history against those sent.
 pub(super) struct Events {
-    pub(super) sent: u64,
     pub(super) lost: u64,
     pub(super) duplicated: u64,
 }
 
-/// Counts each event's number among the costs in the history.
-pub(super) fn events(history: &Path, sent: &Sent) -> anyhow::Result<Events> {
+/// Counts each event's number among the costs in the history; `sent` in order of [`Lane::ALL`].
+pub(super) fn events(history: &Path, sent: [u64; 2]) -> anyhow::Result<Events> {
     let reader = HistoryReader::open(history)?;
-    let mut seen = vec![0_u32; usize::try_from(sent.events)?];
+    let mut seen = [vec![0_u32; usize::try_from(sent[0])?], vec![0; usize::try_from(sent[1])?]];
     for rows in reader.scan_events(Arc::new(Registry::utc()), i64::MIN, i64::MAX) {
         for (tick, event) in rows? {
-            let number = usize::try_from(event.delta.cost_micros - 1)?;
-            let count = seen.get_mut(number);
-            *count.with_context(|| format!("event {number} at tick {tick} was never sent"))? += 1;
+            let cost = u64::try_from(event.delta.cost_micros)?;
+            let count = Lane::of_cost(cost).and_then(|(lane, number)| {
+                seen[lane as usize].get_mut(usize::try_from(number).ok()?)
+            });
+            *count.with_context(|| format!("what cost {cost} at tick {tick} was never sent"))? += 1;
         }
     }
-    let lost = seen.iter().filter(|count| **count == 0).count() as u64;
-    let duplicated = seen.iter().filter(|count| **count > 1).count() as u64;
-    Ok(Events { sent: sent.events, lost, duplicated })
+    let with = |wanted: fn(u32) -> bool| {
+        seen.iter().flatten().filter(|count| wanted(**count)).count() as u64
+    };
+    Ok(Events { lost: with(|count| count == 0), duplicated: with(|count| count > 1) })
 }
 
 /// Replays the history in one go, with one worker and two: the run without a crash. True when it
@@ -135,8 +139,9 @@ pub(super) struct Actions {
     pub(super) wrong: u64,
 }
 
-/// Compares by action id.
-pub(super) fn actions(history: &Path, calls: &Calls) -> anyhow::Result<Actions> {
+/// Compares by action id. What ended while the engine stopped is in its ledger only, until the next
+/// start.
+pub(super) fn actions(history: &Path, ledger: &Path, calls: &Calls) -> anyhow::Result<Actions> {
     let reader = HistoryReader::open(history)?;
     let mut ended: HashMap<String, Outcome> = HashMap::new();
     for tick in reader.ticks() {
@@ -155,12 +160,17 @@ pub(super) fn actions(history: &Path, calls: &Calls) -> anyhow::Result<Actions> 
         }
     }
     for id in calls.keys() {
+        let outcome = match ended.get(id) {
+            Some(outcome) => Some(outcome.clone()),
+            None => Ledger::find(ledger, Id(u128::from_str_radix(id, 16)?.to_be_bytes()))?
+                .and_then(|entry| entry.outcome),
+        };
         // A call whose answer was lost is read back, and then holds already.
-        let known = ended.get(id).is_some_and(|outcome| {
+        let known = outcome.as_ref().is_some_and(|outcome| {
             matches!(outcome, Outcome::Applied { .. } | Outcome::NoChange | Outcome::Unknown)
         });
         if !known {
-            eprintln!("action {id} was carried out, but ended as {:?}", ended.get(id));
+            eprintln!("action {id} was carried out, but ended as {outcome:?}");
             wrong += 1;
         }
     }

@@ -1,75 +1,45 @@
 //! The engine as a process, over many lives at one place.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 
 use super::sender;
 
+/// What a slow machine may take; nothing waits for so long when all is well.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is looked whether something has come about.
+const LOOK: Duration = Duration::from_millis(2);
+
 /// Short times, so that a kill falls into a commit, a snapshot, a file or a call; limits that keep
 /// new campaigns untouched for days are lifted, so that there are actions.
-const CONFIG: &str = r#"
-[engine]
-tick = "2ms"
-decide_every = "20ms"
-[state]
-snapshot_every = "150ms"
-journal_segment = "64KiB"
-journal_bytes_max = "1MiB"
-[history]
-file_time = "200ms"
-[telemetry]
-log = "info"
-[controller]
-period = "50ms"
-horizon = "1m"
-deadband = 0.0
-[guardrails]
-step_max = 0.5
-change_24h_max = 10.0
-change_7d_max = 10.0
-events_min = 0
-gain_probability_min = 0.001
-cooldown = "50ms"
-learning_events = 0
-learning_time = "0s"
-[[goals]]
-name = "clicks"
-applies_to = "*"
-objective = "target_cpc"
-target = "0.20"
-daily_budget = "50000"
-currency = "USD"
-pricing = "cpm"
-bid_floor = "0.01"
-bid_cap = "100"
-[executor]
-kind = "market"
-timeout = "500ms"
-"#;
-
-/// What a slow machine may take; nothing waits for so long when all is well.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const CONFIG: &str = include_str!("engine.toml");
 
 /// The place.
 pub(super) struct Home {
     dir: PathBuf,
     omnify: PathBuf,
     address: SocketAddr,
+    /// Folder of state and history, in `dir`.
+    data: String,
+    /// Environment of every life.
+    environment: Vec<(&'static str, OsString)>,
 }
 
 impl Home {
-    pub(super) fn new(dir: PathBuf, omnify: PathBuf, platform: &str) -> anyhow::Result<Home> {
+    /// A place in the folder `dir` with this configuration.
+    pub(super) fn new(dir: PathBuf, omnify: &Path, config: &str) -> anyhow::Result<Home> {
         let omnify = omnify.canonicalize()?;
-        let config = format!("{CONFIG}url = \"{platform}\"\n");
         std::fs::write(dir.join("omnify.toml"), config)?;
         // A port that is free now, and stays ours over all lives unless somebody takes it.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        Ok(Home { dir, omnify, address })
+        let data = "omnify-data".to_owned();
+        Ok(Home { dir, omnify, address, data, environment: Vec::new() })
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -80,20 +50,44 @@ impl Home {
         self.dir.join(name)
     }
 
+    /// Folder of state and history.
+    pub(super) fn data(&self) -> PathBuf {
+        self.path(&self.data)
+    }
+
+    /// From the next life on, state and history are in this folder. Somebody has moved them.
+    pub(super) fn moved_to(&mut self, data: &str) {
+        data.clone_into(&mut self.data);
+    }
+
+    /// Sets a variable of the environment of every life.
+    pub(super) fn set_environment(&mut self, name: &'static str, value: impl AsRef<OsStr>) {
+        self.environment.push((name, value.as_ref().to_owned()));
+    }
+
     /// Starts the engine.
     pub(super) fn live(&self, workers: u32) -> anyhow::Result<Life> {
-        let log = File::options().create(true).append(true).open(self.path("log"))?;
+        self.spawn("log", &["--set".into(), format!("engine.workers={workers}")])
+    }
+
+    /// Starts a process of the engine with further arguments, which writes to the file `log`.
+    pub(super) fn spawn(&self, log: &str, arguments: &[String]) -> anyhow::Result<Life> {
+        let log = self.path(log);
+        let file = File::options().create(true).append(true).open(&log)?;
         let child = Command::new(&self.omnify)
             .current_dir(&self.dir)
             .args(["run", "-c", "omnify.toml", "--set"])
             .arg(format!("http.listen={}", self.address))
-            .args(["--set", &format!("engine.workers={workers}")])
+            .args(["--set", &format!("state.dir={}/state", self.data)])
+            .args(["--set", &format!("history.dir={}/history", self.data)])
+            .args(arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log)
+            .stderr(file)
             .spawn()
             .with_context(|| format!("{} cannot be started", self.omnify.display()))?;
-        Ok(Life { child, address: self.address, log: self.path("log") })
+        Ok(Life { child, address: self.address, log })
     }
 
     /// Runs another command to its end; its answer.
@@ -111,11 +105,17 @@ impl Home {
 
     /// The history, of which there must be one: the configuration never changed.
     pub(super) fn history(&self) -> anyhow::Result<PathBuf> {
-        let root = self.path("omnify-data/history");
+        let root = self.data().join("history");
         let runs = std::fs::read_dir(&root)?.map(|run| Ok(run?.path()));
         let mut runs = runs.collect::<anyhow::Result<Vec<_>>>()?;
         ensure!(runs.len() == 1, "one history expected: {runs:?}");
         Ok(runs.remove(0))
+    }
+
+    /// How many lines of the log hold `text`.
+    pub(super) fn logged(&self, text: &str) -> anyhow::Result<usize> {
+        let log = std::fs::read_to_string(self.path("log"))?;
+        Ok(log.lines().filter(|line| line.contains(text)).count())
     }
 }
 
@@ -126,26 +126,61 @@ pub(super) struct Life {
     log: PathBuf,
 }
 
+/// How a start went.
+pub(super) enum Start {
+    /// It answers that it is ready.
+    Ready(Duration),
+    /// It ended by itself.
+    Ended(ExitStatus),
+}
+
 impl Life {
-    /// Waits until it answers that it is ready; returns how long that took, in ms.
-    pub(super) fn until_ready(&mut self) -> anyhow::Result<u128> {
+    /// Waits until it answers that it is ready; returns how long that took.
+    pub(super) fn until_ready(&mut self) -> anyhow::Result<Duration> {
+        match self.started()? {
+            Start::Ready(took) => Ok(took),
+            Start::Ended(status) => bail!("it ended by itself with {status}: {}", self.tail()),
+        }
+    }
+
+    /// Waits until it is ready or has ended.
+    pub(super) fn started(&mut self) -> anyhow::Result<Start> {
         let started = Instant::now();
         loop {
-            let ready = TcpStream::connect(self.address)
-                .and_then(|stream| sender::request(stream, "GET", "/readyz", &[], b""));
-            if ready.is_ok_and(|(status, _)| status == 200) {
-                return Ok(started.elapsed().as_millis());
+            if self.get("/readyz").is_ok_and(|(status, _)| status == 200) {
+                return Ok(Start::Ready(started.elapsed()));
             }
             if let Some(status) = self.child.try_wait()? {
-                bail!("it ended by itself with {status}: {}", tail(&self.log));
+                return Ok(Start::Ended(status));
             }
-            ensure!(started.elapsed() < PATIENCE, "it does not get ready: {}", tail(&self.log));
-            std::thread::sleep(Duration::from_millis(2));
+            ensure!(started.elapsed() < PATIENCE, "it does not get ready: {}", self.tail());
+            std::thread::sleep(LOOK);
         }
+    }
+
+    /// Asks it for a page.
+    pub(super) fn get(&self, path: &str) -> std::io::Result<(u16, String)> {
+        let stream = TcpStream::connect(self.address)?;
+        sender::request(stream, "GET", path, &[], b"")
+    }
+
+    /// What `/v1/status` says.
+    pub(super) fn status(&self) -> anyhow::Result<serde_json::Value> {
+        let (code, text) = self.get("/v1/status")?;
+        ensure!(code == 200, "/v1/status answers {code}: {text}");
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// How it ended, if it did.
+    pub(super) fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
     }
 
     /// SIGKILL: no handler runs, no buffer is written.
     pub(super) fn kill(&mut self) -> anyhow::Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            bail!("it ended by itself with {status} before it was killed: {}", self.tail());
+        }
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
@@ -156,8 +191,16 @@ impl Life {
         let told = Command::new("kill").arg(self.child.id().to_string()).status()?;
         ensure!(told.success(), "it cannot be told to stop");
         let status = self.child.wait()?;
-        ensure!(status.success(), "it stopped with {status}: {}", tail(&self.log));
+        ensure!(status.success(), "it stopped with {status}: {}", self.tail());
         Ok(())
+    }
+
+    /// The last lines of its log.
+    pub(super) fn tail(&self) -> String {
+        let text = std::fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
     }
 }
 
@@ -168,8 +211,15 @@ impl Drop for Life {
     }
 }
 
-fn tail(log: &Path) -> String {
-    let text = std::fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(20)..].join("\n")
+/// Waits until `holds`; says `what` when patience ends.
+pub(super) fn until(
+    what: &str,
+    mut holds: impl FnMut() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    let started = Instant::now();
+    while !holds()? {
+        ensure!(started.elapsed() < PATIENCE, "{what}: not within {} s", PATIENCE.as_secs());
+        std::thread::sleep(LOOK);
+    }
+    Ok(())
 }

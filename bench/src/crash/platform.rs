@@ -1,9 +1,12 @@
 //! An ad platform that writes down every call. It speaks the contract of the market's platform
-//! (absolute values, compare-and-set, read-back).
+//! (absolute values, compare-and-set, read-back), and takes a moment over each action, so that kills
+//! fall into calls: before the change, and between it and its answer.
 
 use std::collections::HashMap;
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -22,11 +25,18 @@ struct Book {
     changed: Calls,
 }
 
-type Shared = Arc<Mutex<Book>>;
+/// Time before an action takes effect, and again before that is answered.
+const MOMENT: Duration = Duration::from_millis(3);
+
+#[derive(Clone, Default)]
+struct Shared {
+    book: Arc<Mutex<Book>>,
+    open: Arc<AtomicU64>,
+}
 
 /// The running platform.
 pub(super) struct Platform {
-    book: Shared,
+    shared: Shared,
     url: String,
     _runtime: Runtime,
 }
@@ -38,17 +48,17 @@ impl Platform {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         listener.set_nonblocking(true)?;
         let url = format!("http://{}", listener.local_addr()?);
-        let book = Shared::default();
+        let shared = Shared::default();
         let router = axum::Router::new()
             .route("/v1/actions", post(action))
             .route("/v1/entities/{*key}", get(entity))
-            .with_state(book.clone());
+            .with_state(shared.clone());
         let listener = {
             let _inside = runtime.enter();
             tokio::net::TcpListener::from_std(listener)?
         };
         runtime.spawn(async move { axum::serve(listener, router).await });
-        Ok(Platform { book, url, _runtime: runtime })
+        Ok(Platform { shared, url, _runtime: runtime })
     }
 
     pub(super) fn url(&self) -> &str {
@@ -56,15 +66,35 @@ impl Platform {
     }
 
     pub(super) fn calls(&self) -> Calls {
-        lock(&self.book).changed.clone()
+        self.shared.lock().changed.clone()
+    }
+
+    /// Actions that came and are not answered. One whose caller died counts until its moment is over.
+    pub(super) fn open_calls(&self) -> u64 {
+        self.shared.open.load(Ordering::Acquire)
     }
 }
 
-fn lock(book: &Shared) -> MutexGuard<'_, Book> {
-    book.lock().unwrap_or_else(PoisonError::into_inner)
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-async fn action(State(book): State<Shared>, Json(request): Json<Map<String, Value>>) -> Response {
+/// Carries an action out also when its caller is gone meanwhile, as a platform does.
+async fn action(State(shared): State<Shared>, Json(request): Json<Map<String, Value>>) -> Response {
+    shared.open.fetch_add(1, Ordering::AcqRel);
+    let task = tokio::spawn(async move {
+        tokio::time::sleep(MOMENT).await;
+        let response = carry_out(&shared, &request);
+        tokio::time::sleep(MOMENT).await;
+        shared.open.fetch_sub(1, Ordering::AcqRel);
+        response
+    });
+    task.await.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+}
+
+fn carry_out(shared: &Shared, request: &Map<String, Value>) -> Response {
     let text =
         |name: &str| request.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (id, owner, kind) = (text("action_id"), text("owner"), text("setting"));
@@ -73,7 +103,7 @@ async fn action(State(book): State<Shared>, Json(request): Json<Map<String, Valu
         setting.remove(name);
     }
     let setting = Value::Object(setting);
-    let mut book = lock(&book);
+    let mut book = shared.lock();
     let known = book.settings.get(&(owner.clone(), kind.clone()));
     if known == Some(&setting) {
         return Json(json!({"applied": false, "effective": setting})).into_response();
@@ -89,8 +119,8 @@ async fn action(State(book): State<Shared>, Json(request): Json<Map<String, Valu
     Json(json!({"applied": true, "effective": setting})).into_response()
 }
 
-async fn entity(State(book): State<Shared>, Path(key): Path<String>) -> Json<Value> {
-    let book = lock(&book);
+async fn entity(State(shared): State<Shared>, Path(key): Path<String>) -> Json<Value> {
+    let book = shared.lock();
     let of = |kind: &str, field: &str| {
         book.settings
             .get(&(key.clone(), kind.to_owned()))

@@ -16,6 +16,7 @@ use omnify_sinks::action::LedgerError;
 use omnify_sinks::history::HistoryError;
 use omnify_sinks::journal::JournalError;
 use omnify_sinks::objects::ObjectsError;
+use omnify_sinks::snapshot::SnapshotError;
 
 use crate::cluster::{ClusterError, EXIT_LOST};
 use crate::decode::MappingError;
@@ -65,6 +66,9 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         Some(JournalError::Damaged { .. } | JournalError::Missing { .. }) => return 1,
         Some(_) => return 4,
         None => {}
+    }
+    if let Some(SnapshotError::Io { .. }) = error.downcast_ref::<SnapshotError>() {
+        return 4;
     }
     match error.downcast_ref::<HistoryError>() {
         Some(HistoryError::Difference(_)) => 1,

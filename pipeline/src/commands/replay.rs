@@ -140,7 +140,8 @@ impl Offline {
         let writer = HistoryWriter::create(out, meta, view.clone(), options)?
             .with_currencies(Box::new(move |key| setup::currency_of(&config, key)));
         let queue = self.config.engine.queue_history;
-        Ok(Recorder::start(writer, view.clone(), queue, None, None)?)
+        let patience = self.config.state.disk_patience.duration();
+        Ok(Recorder::start(writer, view.clone(), queue, patience, None, None)?)
     }
 }
 

@@ -5,7 +5,7 @@
 //!
 //! # Bounds
 //! At most `queue` closed ticks wait; at the bound the ingest loop stops taking from its sources.
-//! When the disk refuses, the thread says so and tries again for a minute; then it gives up, and the
+//! When the disk refuses, the thread says so and tries again for `patience`; then it gives up, and the
 //! engine with it: nothing that is not on disk is ever acknowledged or acted on.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -52,8 +52,6 @@ pub type OnDurable = Box<dyn FnMut(Durable) + Send>;
 const GROUP_TICKS: usize = 256;
 /// Wait between two tries at a disk that refuses.
 const RETRY: Duration = Duration::from_millis(200);
-/// The thread gives up when the disk has refused for this long.
-const REFUSED_MAX: Duration = Duration::from_secs(60);
 
 /// The handle of the thread.
 pub struct Journal {
@@ -67,10 +65,12 @@ pub struct Journal {
 
 impl Journal {
     /// Starts the thread on a journal that stands where `writer` says. `limits` bound what is kept
-    /// beyond [`Journal::keep_from`]; a `copy` elsewhere hears what is durable, and says what it needs.
+    /// beyond [`Journal::keep_from`]; a disk that refuses for `patience` ends it; a `copy` elsewhere hears
+    /// what is durable, and says what it needs.
     pub fn start(
         writer: JournalWriter,
         limits: Retention,
+        patience: Duration,
         queue_ticks: usize,
         clock: Clock,
         told: OnDurable,
@@ -88,6 +88,7 @@ impl Journal {
         let mut writing = Writing {
             writer,
             limits,
+            patience,
             durable: durable.clone(),
             keep_from: keep_from.clone(),
             kept_from: 0,
@@ -139,6 +140,7 @@ impl Journal {
 struct Writing {
     writer: JournalWriter,
     limits: Retention,
+    patience: Duration,
     durable: Arc<Reached>,
     keep_from: Arc<AtomicU64>,
     kept_from: Tick,
@@ -197,7 +199,7 @@ impl Writing {
                         events::JournalFailed { error: &error }.emit();
                     }
                     let since = refused.get_or_insert_with(clock::instant);
-                    if since.elapsed() >= REFUSED_MAX {
+                    if since.elapsed() >= self.patience {
                         return Err(error);
                     }
                     std::thread::sleep(RETRY);

@@ -30,7 +30,7 @@ const QUEUE: usize = 4_096;
 const CHUNK_BYTES: usize = 8 << 20;
 
 /// Version of what the chunks mean; one higher with every change of a type that they hold.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// Names of the chunks.
 pub(super) const REGISTRY: &str = "registry";

@@ -68,8 +68,8 @@ pub struct EngineState {
     pub digest: [u8; 32],
     /// Rows that readers see.
     pub rows: Vec<FeatureRow>,
-    /// Alerts that were told to Kafka.
-    pub alerts: SelectorState,
+    /// What was told to Kafka.
+    pub outputs: SelectorState,
     totals: Totals,
 }
 

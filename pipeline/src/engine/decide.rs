@@ -294,13 +294,14 @@ impl Running {
     /// Readers see at once what was known before.
     fn show_resumed(&mut self) {
         let Some(resume) = &mut self.decider.resume else { return };
-        if let Some(outputs) = &mut self.decider.outputs {
-            outputs.load(std::mem::take(&mut resume.state.alerts));
-            outputs.sender.durable(resume.until);
-        }
         let rows = std::mem::take(&mut resume.state.rows);
         let (tick, view) = (resume.until, &mut self.decider.view);
-        let rows = rows.into_iter().map(|row| (view.info(row.entity).clone(), row)).collect();
+        let rows: Vec<_> =
+            rows.into_iter().map(|row| (view.info(row.entity).clone(), row)).collect();
+        if let Some(outputs) = &mut self.decider.outputs {
+            outputs.load(std::mem::take(&mut resume.state.outputs), &rows);
+            outputs.sender.durable(tick);
+        }
         if let Some(board) = &mut self.decider.board {
             board.update(&Frame { tick, rows });
         }
@@ -328,7 +329,7 @@ impl Running {
             engine.rows = board.features().copied().collect();
         }
         if let Some(outputs) = &self.decider.outputs {
-            engine.alerts = outputs.save();
+            engine.outputs = outputs.save();
         }
         self.exported = 0;
         snapshots.begin(Moment { tick, stage: self.decider.stage.clone(), engine });

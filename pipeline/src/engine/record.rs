@@ -21,7 +21,10 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use omnify_decision::action::{Action, Decision};
 use omnify_decision::control::Control;
 use omnify_operators::model::{Event, PaneBatch, RegistryView, Tick};
-use omnify_sinks::history::{BackgroundMerge, DeadLetter, HistoryError, HistoryWriter, Summary};
+use omnify_sinks::history::{
+    BackgroundMerge, DeadLetter, HistoryError, HistoryWriter, MergeStep, Summary,
+};
+use omnify_sinks::telemetry::events;
 
 use crate::clock;
 use crate::durable::Reached;
@@ -106,17 +109,16 @@ const TICKS_MAX: usize = 65_536;
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Wait between two tries at a disk that refuses.
 const RETRY: Duration = Duration::from_millis(500);
-/// A recorder gives up when the disk has refused for this long. The bound is time, not tries: a try
-/// encodes a whole part again.
-const REFUSED_MAX: Duration = Duration::from_secs(60);
 
 impl Recorder {
     /// Starts the thread. Up to `rows_max` rows may wait, or one tick of more. Files are closed at
     /// least every `file_time`, if given. With a `journal`, nothing is committed that it does not hold.
+    /// A full disk is tried again for `patience`.
     pub fn start(
         writer: HistoryWriter,
         view: RegistryView,
         rows_max: usize,
+        patience: Duration,
         file_time: Option<Duration>,
         journal: Option<Arc<Reached>>,
     ) -> std::io::Result<Recorder> {
@@ -130,6 +132,7 @@ impl Recorder {
             merge: file_time.map(|_| BackgroundMerge::default()),
             writer,
             view,
+            patience,
             progress: progress.clone(),
             journal,
             committed: committed.clone(),
@@ -175,6 +178,8 @@ impl Recorder {
 struct Recording {
     writer: HistoryWriter,
     view: RegistryView,
+    /// The bound is time, not tries: a try encodes a whole part again.
+    patience: Duration,
     progress: Arc<Progress>,
     journal: Option<Arc<Reached>>,
     committed: Arc<Reached>,
@@ -226,9 +231,13 @@ impl Recording {
         let Some(merge) = self.merge.as_mut().filter(|merge| committed || merge.is_busy()) else {
             return;
         };
-        if let Err(error) = merge.step(&mut self.writer) {
+        match merge.step(&mut self.writer) {
+            Ok(MergeStep::Adopted { table, parts, rows, .. }) => {
+                events::HistoryMerged { table: table.name(), parts, rows }.emit();
+            }
+            Ok(MergeStep::Nothing | MergeStep::Started) => {}
             // Only merging is concerned; the history is as it was.
-            tracing::warn!(%error, "small files of the history are not merged");
+            Err(error) => tracing::warn!(%error, "small files of the history are not merged"),
         }
     }
 
@@ -314,14 +323,10 @@ impl Recording {
                 Err(error) => {
                     let tries = self.progress.stalled.fetch_add(1, Ordering::Relaxed) + 1;
                     if tries == 1 || tries.is_multiple_of(20) {
-                        omnify_sinks::telemetry::events::HistoryFailed {
-                            table: "all",
-                            error: &error,
-                        }
-                        .emit();
+                        events::HistoryFailed { table: "all", error: &error }.emit();
                     }
                     let since = refused.get_or_insert_with(clock::instant);
-                    if !error.is_disk_full() || since.elapsed() >= REFUSED_MAX {
+                    if !error.is_disk_full() || since.elapsed() >= self.patience {
                         return Err(error);
                     }
                     std::thread::sleep(RETRY);

@@ -179,8 +179,9 @@ impl Desk {
     }
 
     fn decode(&mut self, message: &impl Message, key: &Partition) -> Taken {
-        let not_after =
-            us_of_tick(self.parts.clock.now()).saturating_add(self.parts.future_skew_us);
+        // The engine's time, which a wall clock that was set back does not set back.
+        let now = self.parts.clock.now().max(self.parts.intake.tick());
+        let not_after = us_of_tick(now).saturating_add(self.parts.future_skew_us);
         let Some(reader) = self.parts.readers.get_mut(key.0.as_ref()) else { return Taken::Done };
         let work = &mut self.work;
         let before = work.batch.dead.len();

@@ -46,7 +46,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -141,6 +141,7 @@ impl KafkaSource {
             shown: shown.clone(),
             stop: stop.clone(),
             commit_every: options.commit_every,
+            told_error: Cell::default(),
             asked: RefCell::default(),
         };
         let thread = std::thread::Builder::new().name("kafka".into()).spawn(move || run.run())?;

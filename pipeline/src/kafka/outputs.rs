@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use omnify_config::Checked;
-use omnify_operators::model::{Frame, WindowSpec};
+use omnify_operators::model::{EntityInfo, FeatureRow, Frame, WindowSpec};
 use omnify_sinks::kafka::{KafkaOutputs, OutputOptions, OutputsStatus, Selector, SelectorState};
 use omnify_sinks::serve::{Counters, Problem};
 
@@ -36,6 +36,7 @@ impl Outputs {
             alerts_topic: alerts,
             transactional_id: text(&kafka.transactional_id),
             ticks_topic: kafka.ticks_topic.clone(),
+            dead_letter_topic: text(&kafka.dead_letter_topic),
             queue_max: kafka.queue_outputs,
             timeout: kafka.timeout.duration(),
             windows: windows.to_vec(),
@@ -53,9 +54,9 @@ impl Outputs {
         self.selector.save()
     }
 
-    /// Goes on from a snapshot.
-    pub fn load(&mut self, state: SelectorState) {
-        self.selector.load(state);
+    /// Goes on from a snapshot, in which `rows` were the newest of every entity.
+    pub fn load(&mut self, state: SelectorState, rows: &[(Arc<EntityInfo>, FeatureRow)]) {
+        self.selector.load(state, rows);
     }
 
     /// Waits until everything durable is written, at most for `patience`; false when it was not.
@@ -66,9 +67,20 @@ impl Outputs {
 
 /// What an operator should know of the outputs, as `/v1/status` shows it.
 pub fn output_problems(status: &OutputsStatus) -> Vec<Problem> {
-    let failed = status.failed.iter().map(|why| Problem {
-        code: "kafka_outputs_failed",
-        text: format!("Features and alerts are not written to Kafka any more: {why}"),
-    });
-    failed.collect()
+    let problem = |code, why: &Option<String>, what: &dyn Fn(&str) -> String| {
+        why.as_deref().map(|why| Problem { code, text: what(why) })
+    };
+    let refused = status.refused;
+    let problems = [
+        problem("kafka_outputs_failed", &status.failed, &|why| {
+            format!("Features and alerts are not written to Kafka any more: {why}")
+        }),
+        problem("kafka_outputs_waiting", &status.trying, &|why| {
+            format!("Features and alerts wait for Kafka, which is tried again and again: {why}")
+        }),
+        problem("kafka_outputs_refused", &status.last_refused, &|why| {
+            format!("Messages for Kafka are set aside, {refused} since the start; now: {why}")
+        }),
+    ];
+    problems.into_iter().flatten().collect()
 }

@@ -155,7 +155,7 @@ impl Shared {
     }
 
     async fn load(&self, id: u32) -> Result<Registered, Failure> {
-        let answer = self.get(&format!("schemas/ids/{id}")).await?;
+        let answer = self.get(&["schemas", "ids", &id.to_string()]).await?;
         let references = self.references(answer.references).await?;
         let unusable = |error: crate::decode::SchemaError| {
             Failure::Final(format!("schema {id} of the registry cannot be used: {error}"))
@@ -188,16 +188,21 @@ impl Shared {
                 return Err(Failure::Final(why));
             }
             let Reference { name, subject, version } = reference;
-            let answer = self.get(&format!("subjects/{subject}/versions/{version}")).await?;
+            let version = version.to_string();
+            let answer = self.get(&["subjects", &subject, "versions", &version]).await?;
             found.insert(0, (name, answer.schema));
             open.extend(answer.references);
         }
         Ok(found)
     }
 
-    async fn get(&self, path: &str) -> Result<Answer, Failure> {
-        let url = format!("{}/{path}", self.options.url.trim_end_matches('/'));
-        let mut request = self.client.get(&url);
+    /// Asks for the segments of a path; subjects are often named after files, with slashes in them.
+    async fn get(&self, path: &[&str]) -> Result<Answer, Failure> {
+        let unusable = || Failure::Passing(format!("`{}` is no URL", self.options.url));
+        let mut url = reqwest::Url::parse(&self.options.url).map_err(|_| unusable())?;
+        url.path_segments_mut().map_err(|()| unusable())?.pop_if_empty().extend(path);
+        let path = path.join("/");
+        let mut request = self.client.get(url.clone());
         if let Some((user, password)) = &self.options.credentials {
             request = request.basic_auth(user, Some(password));
         }

@@ -1,6 +1,6 @@
 //! The consumer's thread.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -62,6 +62,8 @@ pub(super) struct Loop {
     pub(super) shown: Shown,
     pub(super) stop: Arc<AtomicBool>,
     pub(super) commit_every: Duration,
+    /// When an error was told last.
+    pub(super) told_error: Cell<Option<Instant>>,
     /// When the brokers were asked last for the start of a partition.
     pub(super) asked: RefCell<HashMap<Partition, Option<Instant>>>,
 }
@@ -204,10 +206,18 @@ impl Loop {
     /// Counts an error; false when the consumer can do no more.
     fn error(&self, error: &KafkaError) -> bool {
         let fatal = matches!(error, KafkaError::MessageConsumptionFatal(_));
-        KafkaSourceFailed { class: if fatal { "fatal" } else { "consume" }, error }.emit();
+        let text = error.to_string();
         let mut shown = self.shown.lock();
         shown.errors += 1;
-        shown.last_error = Some(error.to_string());
+        // Brokers that are away are missed many times a second.
+        let told = self.told_error.replace(Some(clock::instant()));
+        let often = told.is_some_and(|told| told.elapsed() < TELL_EVERY);
+        if fatal || !often || shown.last_error.as_ref() != Some(&text) {
+            KafkaSourceFailed { class: if fatal { "fatal" } else { "consume" }, error }.emit();
+        } else {
+            self.told_error.set(told);
+        }
+        shown.last_error = Some(text);
         if fatal {
             shown.failed = Some(error.to_string());
         }

@@ -64,7 +64,10 @@ impl Batches {
 
     /// Its rows were not taken.
     pub(super) fn abandon(&self, tenant: &Arc<str>, key: &Arc<str>) {
-        self.lock().keys.remove(&(tenant.clone(), key.clone()));
+        let (name, mut memory) = ((tenant.clone(), key.clone()), self.lock());
+        if memory.keys.get(&name).is_some_and(Option::is_none) {
+            memory.keys.remove(&name);
+        }
     }
 
     /// The rows of `keys` enter at `tick`.
@@ -116,6 +119,18 @@ mod tests {
 
     fn batch(key: &str) -> BatchKey {
         BatchKey { tenant: "t".into(), key: key.into(), accepted: 3, dead_letters: 1, ignored: 0 }
+    }
+
+    /// Found by `omnify-bench crash`: a body sent again during a recovery took the key with it when it
+    /// was turned away, and was taken twice afterwards.
+    #[test]
+    fn a_key_that_is_restored_while_its_body_is_turned_away_stays() {
+        let batches = Batches::default();
+        let (tenant, key): (Arc<str>, Arc<str>) = ("t".into(), "a".into());
+        assert_eq!(batches.begin(&tenant, &key), Known::New);
+        batches.restore(vec![(5, batch("a"))]);
+        batches.abandon(&tenant, &key);
+        assert!(matches!(batches.begin(&tenant, &key), Known::Taken(_)));
     }
 
     #[test]

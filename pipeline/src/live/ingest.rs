@@ -116,6 +116,7 @@ impl Ingest {
         pending.note.controls = controls;
         let mut acknowledged = Acknowledged::new();
         let mut overload = Overload::new(clock::instant());
+        self.arrivals.closed(self.last);
         if self.durable.is_some() {
             // An earlier process may have ended behind.
             pending.note.controls.push(Control::Calm { level: 0 });
@@ -300,6 +301,7 @@ impl Ingest {
     fn close(&mut self, pending: Pending, kind: Close) -> Option<Tick> {
         let tick = self.clock.now().max(self.last + 1);
         self.last = tick;
+        self.arrivals.closed(tick);
         let Pending { events, reports, mut note, positions, batches, receipts, .. } = pending;
         note.dead.iter_mut().for_each(|letter| letter.tick = tick);
         let ids = events.iter().flatten().filter(|event| event.id != NO_ID).count() as u64;

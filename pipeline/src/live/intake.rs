@@ -6,7 +6,7 @@
 //! says where to read on, or moves the clock) stays in the usual lane all the same.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -71,6 +71,8 @@ struct Shared {
     /// What an earlier process left is still being worked through.
     recovering: AtomicBool,
     closed: AtomicBool,
+    /// The last closed tick.
+    tick: AtomicU64,
 }
 
 /// The ingest loop's end.
@@ -85,8 +87,8 @@ pub(crate) struct Arrivals {
 pub(crate) fn channel(rows_max: usize) -> (Intake, Arrivals) {
     let [(to_usual, usual), (to_reports, reports)] = [(); 2].map(|()| bounded(BATCHES_MAX));
     let (rows, closed) = (Default::default(), AtomicBool::new(false));
-    let recovering = AtomicBool::new(false);
-    let shared = Arc::new(Shared { rows, rows_max, recovering, closed });
+    let (recovering, tick) = (AtomicBool::new(false), AtomicU64::new(0));
+    let shared = Arc::new(Shared { rows, rows_max, recovering, closed, tick });
     let intake = Intake { lanes: [to_usual, to_reports], shared: shared.clone() };
     (intake, Arrivals { usual, reports, shared })
 }
@@ -104,8 +106,13 @@ impl Intake {
 
     fn is_lane_full(&self, lane: usize) -> bool {
         self.lanes[lane].is_full()
-            || self.shared.recovering.load(Ordering::Acquire)
+            || self.is_recovering()
             || self.shared.rows[lane].load(Ordering::Acquire) >= self.shared.rows_max
+    }
+
+    /// True while what an earlier process took in is not known entirely.
+    pub(super) fn is_recovering(&self) -> bool {
+        self.shared.recovering.load(Ordering::Acquire)
     }
 
     /// True when nothing is taken in any more.
@@ -116,6 +123,11 @@ impl Intake {
     /// Rows that wait.
     pub fn rows(&self) -> usize {
         self.shared.rows.iter().map(|rows| rows.load(Ordering::Acquire)).sum()
+    }
+
+    /// The last closed tick. Where the wall clock was set back it is the engine's time.
+    pub fn tick(&self) -> Tick {
+        self.shared.tick.load(Ordering::Acquire)
     }
 
     /// Waits for room, then hands over. False, and nothing taken, when the engine is closed.
@@ -159,6 +171,11 @@ impl Arrivals {
     pub(crate) fn took(&self, arrival: &Arrival) {
         let rows = usize::try_from(arrival.batch.rows).unwrap_or(usize::MAX);
         self.shared.rows[arrival.lane()].fetch_sub(rows, Ordering::AcqRel);
+    }
+
+    /// The tick is closed.
+    pub(crate) fn closed(&self, tick: Tick) {
+        self.shared.tick.store(tick, Ordering::Release);
     }
 
     /// Rows that one tick takes at most; a larger batch is a tick of its own.

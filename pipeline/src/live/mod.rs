@@ -33,7 +33,7 @@
 //! (`omnify demo`, tests) a push is acknowledged when its tick is closed.
 //!
 //! # When the disk is full
-//! The journal and the history keep what they have and try again for a minute; meanwhile their
+//! The journal and the history keep what they have and try again for `state.disk_patience`; meanwhile their
 //! queues fill, the engine waits, pushes are answered 429 and `/readyz` says so. If there is still
 //! no room the engine stops and the process ends with exit code 4; what was acknowledged is there.
 
@@ -226,7 +226,8 @@ impl Live {
             Some(writer) => {
                 let file_time = Some(config.history.file_time.duration());
                 let (rows, journal) = (config.engine.queue_history, durable.clone());
-                Some(Recorder::start(writer, view.clone(), rows, file_time, journal)?)
+                let patience = config.state.disk_patience.duration();
+                Some(Recorder::start(writer, view.clone(), rows, patience, file_time, journal)?)
             }
             None => None,
         };

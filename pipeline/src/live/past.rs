@@ -103,6 +103,7 @@ impl Past {
             age_ms_max: setup::ms(config.state.journal_age_max),
         };
         let last = tail.as_ref().map(|tail| tail.last).or(snapshot).unwrap_or(0);
+        let patience = config.state.disk_patience.duration();
         let queue = config.state.queue_journal;
         Ok(Past {
             stage,
@@ -111,6 +112,7 @@ impl Past {
             journal: Some(Journal::start(
                 journal,
                 limits,
+                patience,
                 queue,
                 clock.clone(),
                 told,

@@ -77,6 +77,10 @@ impl Source {
             tenant: push.scope.tenant().unwrap_or(ALL).into(),
             key: key.as_str().into(),
         });
+        // A key that an earlier process took would look new.
+        if self.intake.is_recovering() {
+            return Err(busy());
+        }
         if let Some(Pending { tenant, key }) = &pending {
             match self.batches.begin(tenant, key) {
                 Known::New => {}

@@ -123,9 +123,24 @@ counts! {
 }
 
 enum News {
-    Ended { intent: Intent, outcome: Outcome },
-    Observed { entity: EntityKey, actual: omnify_decision::control::Actual },
-    Parked { id: Id, owner: EntityKey },
+    Ended {
+        intent: Intent,
+        outcome: Outcome,
+    },
+    Observed {
+        entity: EntityKey,
+        actual: omnify_decision::control::Actual,
+    },
+    Parked {
+        id: Id,
+        owner: EntityKey,
+    },
+    /// Submitted again after it had ended.
+    Known {
+        id: Id,
+        owner: EntityKey,
+        outcome: Outcome,
+    },
 }
 
 /// Ended actions by kind and outcome.
@@ -154,6 +169,9 @@ struct State {
     displaced: u64,
     /// Actions of an earlier process that are being settled: submitted again they change nothing.
     resumed: HashSet<Id>,
+    /// Actions of an earlier process that have ended. Submitted again they are answered as they ended,
+    /// and never wait in the queue, where a newer wish would end them otherwise.
+    settled: HashMap<Id, Outcome>,
     /// No more submissions; the thread ends when nothing is left.
     closing: bool,
     /// The thread ends now.
@@ -217,6 +235,7 @@ impl Dispatcher {
                 ended: Tally::new(),
                 displaced: 0,
                 resumed: HashSet::new(),
+                settled: ledger.ended().collect(),
                 closing: false,
                 abandoned: false,
             }),
@@ -255,7 +274,7 @@ impl Dispatcher {
     }
 
     /// Takes an action without waiting for anything. One that an earlier process left unfinished is
-    /// being settled already and will be answered then. What comes back ended right here, without a
+    /// being settled already and will be answered then; one that it ended is answered as it ended. What comes back ended right here, without a
     /// call, and belongs among the caller's next inputs: the older wish that this one replaces, or
     /// what had to give way because the queue is full (this one itself, if only pauses wait).
     #[must_use = "the acknowledgement that comes back is an input of the stage"]
@@ -266,6 +285,14 @@ impl Dispatcher {
         if state.resumed.contains(&action.id) {
             drop(state);
             counters.duplicates.fetch_add(1, Relaxed);
+            return None;
+        }
+        if let Some(outcome) = state.settled.get(&action.id).cloned() {
+            let Action { id, owner, .. } = action;
+            state.news.push(News::Known { id, owner, outcome });
+            drop(state);
+            counters.duplicates.fetch_add(1, Relaxed);
+            self.shared.wake.notify_one();
             return None;
         }
         let pushed = if state.closing {
@@ -466,10 +493,15 @@ impl Core {
                 self.parked.insert(id, owner.clone());
                 answers.push(acknowledge(id, owner, Outcome::Unknown));
             }
+            News::Known { id, owner, outcome } => answers.push(acknowledge(id, owner, outcome)),
             News::Ended { intent, outcome } => {
                 self.tasks.remove(&intent.id);
                 self.parked.remove(&intent.id);
-                self.shared.lock().resumed.remove(&intent.id);
+                let mut state = self.shared.lock();
+                if state.resumed.remove(&intent.id) {
+                    state.settled.insert(intent.id, outcome.clone());
+                }
+                drop(state);
                 self.ledger.end(intent.id, now, &outcome);
                 self.answer(&intent, outcome, answers);
             }

@@ -12,8 +12,9 @@
 
 use std::time::Duration;
 
+use rdkafka::ClientContext;
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 
 use super::Connection;
 use super::error::KafkaSinkError;
@@ -43,9 +44,24 @@ pub struct Refused<'a> {
     pub rows: usize,
 }
 
+/// Tells of copies that the brokers did not take.
+struct Copies;
+
+impl ClientContext for Copies {}
+
+impl ProducerContext for Copies {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            KafkaFailed { class: "dead_letter", error }.emit();
+        }
+    }
+}
+
 /// See the module.
 pub struct DeadLetterTopic {
-    producer: ThreadedProducer<DefaultProducerContext>,
+    producer: ThreadedProducer<Copies>,
     topic: String,
 }
 
@@ -65,7 +81,7 @@ impl DeadLetterTopic {
         ];
         let producer = connection
             .client("omnify-dead-letters", defaults)
-            .create()
+            .create_with_context(Copies)
             .map_err(|error| KafkaSinkError::client(connection, &error))?;
         Ok(DeadLetterTopic { producer, topic: topic.to_owned() })
     }

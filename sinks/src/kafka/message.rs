@@ -151,6 +151,50 @@ pub(super) mod tests {
         fields.iter().map(|field| field["name"].as_str().unwrap().to_owned()).collect()
     }
 
+    /// Whether `value` is as the JSON Schema says, as far as our schemas go.
+    fn check(value: &Value, schema: &Value, root: &Value, at: &str) {
+        if let Some(name) = schema["$ref"].as_str() {
+            let of = root.pointer(name.trim_start_matches('#')).expect("what is referred to");
+            return check(value, of, root, at);
+        }
+        if let Some(ways) = schema["anyOf"].as_array() {
+            let null = ways.iter().any(|way| way["type"] == "null");
+            if !(null && value.is_null()) {
+                check(value, &ways[0], root, at);
+            }
+            return;
+        }
+        let types: Vec<&str> = match &schema["type"] {
+            Value::Array(types) => types.iter().filter_map(Value::as_str).collect(),
+            Value::String(one) => vec![one],
+            _ => return assert_eq!(*value, schema["const"], "{at}"),
+        };
+        let is = |name: &&str| match *name {
+            "object" => value.is_object(),
+            "integer" => value.is_i64() || value.is_u64(),
+            "number" => value.is_number(),
+            "string" => value.is_string(),
+            "boolean" => value.is_boolean(),
+            "null" => value.is_null(),
+            other => panic!("{at}: type {other}"),
+        };
+        assert!(types.iter().any(is), "{at}: {value} is not {types:?}");
+        let Some(fields) = value.as_object() else { return };
+        if let Some(required) = schema["required"].as_array() {
+            let known: BTreeSet<&str> = required.iter().filter_map(Value::as_str).collect();
+            assert_eq!(fields.keys().map(String::as_str).collect::<BTreeSet<_>>(), known, "{at}");
+        }
+        for (name, field) in fields {
+            let of = schema["properties"].get(name).unwrap_or(&schema["additionalProperties"]);
+            check(field, of, root, &format!("{at}.{name}"));
+        }
+    }
+
+    fn check_file(message: &Value, schema: &str) {
+        let schema: Value = serde_json::from_str(schema).unwrap();
+        check(message, &schema, &schema, "");
+    }
+
     /// The shipped schemas name exactly what is sent.
     #[test]
     fn messages_are_as_the_schemas_say() {
@@ -160,14 +204,20 @@ pub(super) mod tests {
         let mut view = RegistryView::new(registry);
         let mut row = row(id, 5);
         row.windows[0].impressions = 10;
+        row.ctr = Estimate { trials: 10, ..Estimate::default() };
         let windows = ["1h/1m".to_owned()];
         let message: Value =
             serde_json::from_slice(&feature(view.info(id), &row, &windows).unwrap()).unwrap();
         let sent: BTreeSet<String> = message.as_object().unwrap().keys().cloned().collect();
         assert_eq!(sent, fields(include_str!("../../../deploy/schemas/feature.avsc")));
+        check_file(&message, include_str!("../../../deploy/schemas/feature.schema.json"));
         assert_eq!(message["windows"]["1h/1m"]["impressions"], 10);
         assert_eq!(message["entity"], "t/p/a/c");
+        let problem = Alert::of("history_writer_stalled", 5, None, "x".into());
         let alert = serde_json::to_value(Alert::of("anomaly", 5, Some(&key), "x".into())).unwrap();
+        for alert in [&alert, &serde_json::to_value(problem).unwrap()] {
+            check_file(alert, include_str!("../../../deploy/schemas/alert.schema.json"));
+        }
         let sent: BTreeSet<String> = alert.as_object().unwrap().keys().cloned().collect();
         assert_eq!(sent, fields(include_str!("../../../deploy/schemas/alert.avsc")));
     }

@@ -8,12 +8,15 @@
 //! | `message` | their JSON |
 //! | `outputs` | the bounded queue and its thread |
 //! | `sender` | the producer: idempotent, or exactly once by transactions |
+//! | `group`, `refusal` | the messages of one go, and what is done with those that the brokers refuse |
 
 mod connection;
 mod dead_letters;
 mod error;
+mod group;
 mod message;
 mod outputs;
+mod refusal;
 mod select;
 mod sender;
 

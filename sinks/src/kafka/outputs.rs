@@ -12,8 +12,8 @@
 //!
 //! # At the bound
 //! When more rows wait than `queue_max`, only the newest row of each entity is kept; alerts are never
-//! dropped: when as many of them wait, the caller waits. An id that another process has taken over,
-//! or topics that may not be written to, end the outputs for good; they say so
+//! dropped: when as many of them wait, the caller waits. What the brokers will never take is set aside
+//! (see `sender`). An id that another process has taken over ends the outputs for good; they say so
 //! ([`OutputsStatus::failed`]) and the engine goes on without them.
 
 use std::collections::{HashSet, VecDeque};
@@ -44,6 +44,8 @@ pub struct OutputOptions {
     pub transactional_id: Option<String>,
     /// Where the last committed tick is written.
     pub ticks_topic: String,
+    /// Where copies of refused messages go, if anywhere.
+    pub dead_letter_topic: Option<String>,
     /// Rows, and alerts, that may wait.
     pub queue_max: usize,
     /// Longest wait for an answer of the brokers before it is tried again.
@@ -61,6 +63,7 @@ impl OutputOptions {
             alerts_topic: None,
             transactional_id: None,
             ticks_topic: "omnify.ticks".to_owned(),
+            dead_letter_topic: None,
             queue_max: 65_536,
             timeout: Duration::from_secs(10),
             windows: Vec::new(),
@@ -79,6 +82,12 @@ pub struct OutputsStatus {
     pub passed_over: u64,
     /// Rows that a newer one of the same entity replaced while they waited.
     pub merged: u64,
+    /// Messages that the brokers will never take, set aside.
+    pub refused: u64,
+    /// Why some of the last group of ticks were.
+    pub last_refused: Option<String>,
+    /// Why what is tried now has not succeeded yet.
+    pub trying: Option<String>,
     /// Ticks that wait.
     pub waiting: usize,
     /// Why nothing is written any more.

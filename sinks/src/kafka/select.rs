@@ -2,8 +2,8 @@
 //!
 //! # Contract
 //! A function of the ticks it has seen and nothing else: the same ticks give the same messages with
-//! the same ids. What it remembers can be saved with a snapshot ([`Selector::save`]), so that an
-//! alert that was told before a restart is not told again.
+//! the same ids. What it remembers is saved with a snapshot ([`Selector::save`]), so that an alert
+//! that was told before a restart is not told again, and a row that waits is not forgotten.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -27,12 +27,16 @@ pub struct TickOutputs {
     pub alerts: Vec<Alert>,
 }
 
-/// What is remembered of alerts that were told.
+/// What is remembered of what was told.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SelectorState {
     raised: BTreeMap<EntityKey, Raised>,
     violations: BTreeMap<String, u64>,
     problems: Vec<String>,
+    /// When entities were told of last.
+    sent: Vec<(EntityId, Tick)>,
+    /// Those of which a newer row waits.
+    waiting: Vec<EntityId>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,13 +66,25 @@ impl Selector {
         Selector { every_ms, features, alerts, ..Selector::default() }
     }
 
-    /// What a snapshot keeps.
+    /// What a snapshot keeps, beside the newest row of every entity.
     pub fn save(&self) -> SelectorState {
-        self.state.clone()
+        let mut sent: Vec<_> = self.sent.iter().map(|(id, tick)| (*id, *tick)).collect();
+        sent.sort_unstable();
+        let mut waiting: Vec<_> = self.waiting.keys().copied().collect();
+        waiting.sort_unstable();
+        SelectorState { sent, waiting, ..self.state.clone() }
     }
 
-    /// Goes on from a snapshot.
-    pub fn load(&mut self, state: SelectorState) {
+    /// Goes on from a snapshot, in which `rows` were the newest of every entity.
+    pub fn load(&mut self, mut state: SelectorState, rows: &[(Arc<EntityInfo>, FeatureRow)]) {
+        self.sent = std::mem::take(&mut state.sent).into_iter().collect();
+        let waiting = std::mem::take(&mut state.waiting);
+        for row in rows.iter().filter(|(info, _)| waiting.binary_search(&info.id).is_ok()) {
+            let id = row.0.id;
+            self.waiting.insert(id, row.clone());
+            let due = self.sent.get(&id).map_or(0, |sent| sent + self.every_ms);
+            self.due.entry(due).or_default().push(id);
+        }
         self.state = state;
     }
 
@@ -207,14 +223,26 @@ mod tests {
         let key: EntityKey = "t/p/a/c".parse().unwrap();
         let id = registry.intern(&key);
         let mut view = RegistryView::new(registry);
-        let mut selector = Selector::new(true, false, 100);
-        let mut told = Vec::new();
-        for tick in (1_000..1_300).step_by(10) {
-            let rows: &[_] = if tick < 1_050 { &[(id, false, tick as i64)] } else { &[] };
-            let outputs = selector.tick(&frame(tick, &mut view, rows), &BTreeMap::new(), &[]);
-            told.extend(outputs.features.iter().map(|(_, row)| (tick, row.windows[0].clicks)));
+        // Whenever it is restarted from what it saved and the newest rows, it goes on as it would have.
+        for restart in (990..1_300).step_by(10) {
+            let mut selector = Selector::new(true, false, 100);
+            let (mut told, mut newest) = (Vec::new(), Vec::new());
+            for tick in (1_000..1_300).step_by(10) {
+                let rows: &[_] = if tick < 1_050 { &[(id, false, tick as i64)] } else { &[] };
+                let frame = frame(tick, &mut view, rows);
+                let outputs = selector.tick(&frame, &BTreeMap::new(), &[]);
+                told.extend(outputs.features.iter().map(|(_, row)| (tick, row.windows[0].clicks)));
+                if !frame.rows.is_empty() {
+                    newest = frame.rows;
+                }
+                if tick == restart {
+                    let saved = serde_json::to_string(&selector.save()).unwrap();
+                    selector = Selector::new(true, false, 100);
+                    selector.load(serde_json::from_str(&saved).unwrap(), &newest);
+                }
+            }
+            assert_eq!(told, [(1_000, 1_000), (1_100, 1_040)], "restarted at {restart}");
         }
-        assert_eq!(told, [(1_000, 1_000), (1_100, 1_040)]);
     }
 
     #[test]
@@ -237,7 +265,7 @@ mod tests {
         assert!(codes(&mut selector, 2, true, 0, &stalled).is_empty());
         let mut restarted = Selector::new(false, true, 0);
         let saved = serde_json::to_string(&selector.save()).unwrap();
-        restarted.load(serde_json::from_str(&saved).unwrap());
+        restarted.load(serde_json::from_str(&saved).unwrap(), &[]);
         assert!(codes(&mut restarted, 3, true, 0, &stalled).is_empty());
         assert_eq!(codes(&mut restarted, 4, false, 2, &[]), ["invariant"]);
         assert_eq!(

@@ -1,6 +1,16 @@
-//! The thread that writes features and alerts.
+//! The thread that writes features and alerts, in groups of ticks.
+//!
+//! # When the brokers do not take something
+//! - What passes (brokers away, no leader, too few replicas) is tried again with growing waits, for as
+//!   long as it takes; [`OutputsStatus::trying`] says so.
+//! - A message that they will never take (too large, malformed, a topic that is not there or may not be
+//!   written to) is set aside: a copy with the reason goes to the dead-letter topic, if there is one,
+//!   within the same transaction, and the rest of its group goes out without it. Brokers refuse
+//!   whole batches, so the messages of a refused batch are tried one at a time, and only those that
+//!   are refused alone are set aside; without transactions the others of the group may come twice.
+//! - An id that another process has taken over ends the thread.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use omnify_operators::model::Tick;
@@ -12,15 +22,18 @@ use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 
 use super::error::KafkaSinkError;
-use super::message;
+use super::group::{Group, Out, Step};
 use super::outputs::{Next, OutputOptions, Shared};
+use super::refusal::{self, Refusal};
 use super::select::TickOutputs;
 use crate::telemetry::events::KafkaFailed;
 
 /// Messages of one transaction, at most (and one tick).
 const GROUP_MAX: usize = 8_192;
-/// Wait for news, and between two tries.
+/// Wait for news, and before the first try again; it doubles up to [`WAIT_MAX`].
 const WAIT: Duration = Duration::from_millis(200);
+/// Longest wait before a try.
+const WAIT_MAX: Duration = Duration::from_secs(10);
 /// Records that are looked at first when the last tick is read back; more if it is not among them.
 const LOOK_BACK: i64 = 256;
 
@@ -31,25 +44,40 @@ struct Mark {
     tick: Tick,
 }
 
-/// Tells what the brokers refused for good.
-struct Deliveries;
+/// What became of messages that did not arrive: their number in the group, and why.
+#[derive(Clone, Default)]
+struct Deliveries(Arc<Mutex<Vec<(usize, RDKafkaErrorCode)>>>);
+
+impl Deliveries {
+    fn add(&self, number: usize, error: &KafkaError) {
+        if let Some(code) = error.rdkafka_error_code() {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).push((number, code));
+        }
+    }
+
+    fn take(&self) -> Vec<(usize, RDKafkaErrorCode)> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
 
 impl ClientContext for Deliveries {}
 
 impl ProducerContext for Deliveries {
-    type DeliveryOpaque = ();
+    type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+    fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
         if let Err((error, _)) = result {
-            KafkaFailed { class: "output", error }.emit();
+            self.add(number, error);
         }
     }
 }
 
-/// How a group of ticks went.
+/// How a try of a group went.
 enum Failure {
-    /// Again from the start.
+    /// Again from the start, after a wait.
     Again(KafkaError),
+    /// Again at once: something was learned of what is refused.
+    Learned,
     /// Never again.
     Fatal(KafkaError),
 }
@@ -81,7 +109,7 @@ impl Sender {
         }
         let client = options.connection.client("omnify-outputs", defaults);
         let producer = client
-            .create_with_context(Deliveries)
+            .create_with_context(Deliveries::default())
             .map_err(|error| KafkaSinkError::client(&options.connection, &error))?;
         Ok(Sender { options, windows, shared, producer })
     }
@@ -109,24 +137,32 @@ impl Sender {
                     let message = error.to_string();
                     return Err(KafkaSinkError::Transactions { id: id.clone(), message });
                 }
-                Err(error) => KafkaFailed { class: "output_begin", error: &error }.emit(),
+                Err(error) => self.not_begun(&error),
             }
-            if self.pause() {
+            if self.wait(WAIT) {
                 return Ok(None);
             }
         }
         loop {
             match self.last_tick(id) {
                 Ok(last) => {
-                    self.shared.show(|status| status.committed = last);
+                    self.shared.show(|status| {
+                        status.committed = last;
+                        status.trying = None;
+                    });
                     return Ok(Some(last.unwrap_or(0)));
                 }
-                Err(error) => KafkaFailed { class: "output_begin", error: &error }.emit(),
+                Err(error) => self.not_begun(&error),
             }
-            if self.pause() {
+            if self.wait(WAIT) {
                 return Ok(None);
             }
         }
+    }
+
+    fn not_begun(&self, error: &KafkaError) {
+        KafkaFailed { class: "output_begin", error }.emit();
+        self.shared.show(|status| status.trying = Some(error.to_string()));
     }
 
     fn work(&self, mut last: Tick) -> Result<(), KafkaSinkError> {
@@ -143,120 +179,209 @@ impl Sender {
                 self.shared.show(|status| status.passed_over += passed);
                 continue;
             };
-            let count = loop {
-                match self.group(&ticks, tick) {
-                    Ok(count) => break count,
-                    Err(Failure::Fatal(error)) => {
-                        let id = self.options.transactional_id.clone().unwrap_or_default();
-                        let message = error.to_string();
-                        return Err(KafkaSinkError::Transactions { id, message });
-                    }
-                    Err(Failure::Again(error)) => {
-                        KafkaFailed { class: "output", error: &error }.emit();
-                        if self.pause() {
-                            return Ok(());
-                        }
-                    }
-                }
-            };
+            let Some(group) = self.deliver(&ticks, tick)? else { return Ok(()) };
             if self.options.transactional_id.is_some() {
                 last = tick;
             }
+            let refused = group.refusals().len() as u64;
+            for refusal in group.refusals() {
+                KafkaFailed { class: "output_refused", error: refusal }.emit();
+            }
+            let last_refused = group.refusals().last().map(ToString::to_string);
             self.shared.show(|status| {
                 status.committed = Some(tick);
-                status.messages += count;
+                status.messages += group.len() as u64 - refused;
+                status.refused += refused;
+                status.last_refused = last_refused;
                 status.passed_over += passed;
+                status.trying = None;
             });
         }
     }
 
-    /// Writes a group of ticks, as a whole.
-    fn group(&self, ticks: &[TickOutputs], last: Tick) -> Result<u64, Failure> {
-        let Some(id) = &self.options.transactional_id else {
-            let count = self.send_all(ticks)?;
-            loop {
-                match self.producer.flush(self.options.timeout) {
-                    Ok(()) => return Ok(count),
-                    Err(_) if self.shared.is_stopped() => return Ok(count),
-                    // Brokers that are away are waited for; what was sent stays in the producer.
-                    Err(_) => {}
+    /// Tries until everything of the group is with the brokers or set aside; `None` when stopped.
+    fn deliver(&self, ticks: &[TickOutputs], last: Tick) -> Result<Option<Group>, KafkaSinkError> {
+        let mut group = Group::new(&self.options, &self.windows, ticks);
+        let mut wait = WAIT;
+        loop {
+            let tried = match &self.options.transactional_id {
+                Some(id) => self.transaction(&mut group, id, last),
+                None => self.plainly(&mut group),
+            };
+            match tried {
+                Ok(()) => return Ok(Some(group)),
+                Err(Failure::Learned) => {}
+                Err(Failure::Fatal(error)) => {
+                    let id = self.options.transactional_id.clone().unwrap_or_default();
+                    let message = error.to_string();
+                    return Err(KafkaSinkError::Transactions { id, message });
+                }
+                Err(Failure::Again(error)) => {
+                    KafkaFailed { class: "output", error: &error }.emit();
+                    self.shared.show(|status| status.trying = Some(error.to_string()));
+                    if self.wait(wait) {
+                        return Ok(None);
+                    }
+                    wait = (2 * wait).min(WAIT_MAX);
                 }
             }
-        };
+            if self.shared.is_stopped() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// The group without transactions.
+    fn plainly(&self, group: &mut Group) -> Result<(), Failure> {
+        let sent = self.send_all(group).and_then(|()| self.flush());
+        self.learn(group)?;
+        sent
+    }
+
+    /// The group as one transaction, with the record that says how far it reaches.
+    fn transaction(&self, group: &mut Group, id: &str, last: Tick) -> Result<(), Failure> {
         self.producer.begin_transaction().map_err(sort)?;
-        let sent = self.send_all(ticks).and_then(|count| {
-            let mark = serde_json::to_vec(&Mark { schema: 1, tick: last }).unwrap_or_default();
-            self.send(&self.options.ticks_topic, Some(0), id, &mark, "omnify.tick/1")?;
-            Ok(count)
+        let mark = serde_json::to_vec(&Mark { schema: 1, tick: last }).unwrap_or_default();
+        let mark = Out::new(&self.options.ticks_topic, id.to_owned(), mark, "omnify.tick/1");
+        let committed = self.send_all(group).and_then(|()| {
+            self.send(&mark, Some(0), usize::MAX)?;
+            self.commit()
         });
-        let committed = sent.and_then(|count| {
-            loop {
-                match self.producer.commit_transaction(self.options.timeout) {
-                    Ok(()) => break,
-                    Err(KafkaError::Transaction(error))
-                        if error.is_retriable() && !self.shared.is_stopped() => {}
-                    Err(error) => return Err(sort(error)),
+        let Err(failure) = committed else { return Ok(()) };
+        if let Failure::Fatal(_) = failure {
+            return Err(failure);
+        }
+        self.abort()?;
+        // By now every message has been reported.
+        self.learn(group)?;
+        Err(failure)
+    }
+
+    fn abort(&self) -> Result<(), Failure> {
+        loop {
+            match self.producer.abort_transaction(self.options.timeout) {
+                Ok(()) => return Ok(()),
+                // Until it is aborted no other can begin.
+                Err(KafkaError::Transaction(error)) if error.is_retriable() => {
+                    if self.shared.is_stopped() {
+                        return Err(Failure::Again(KafkaError::Transaction(error)));
+                    }
+                    self.shared.show(|status| status.trying = Some(error.to_string()));
                 }
+                Err(error) => return Err(Failure::Fatal(error)),
             }
-            Ok(count)
-        });
-        match committed {
-            Err(Failure::Again(error)) => {
-                self.producer.abort_transaction(self.options.timeout).map_err(sort)?;
-                Err(Failure::Again(error))
-            }
-            done => done,
         }
     }
 
-    fn send_all(&self, ticks: &[TickOutputs]) -> Result<u64, Failure> {
-        let mut count = 0;
-        for outputs in ticks {
-            if let Some(topic) = &self.options.features_topic {
-                for (info, row) in &outputs.features {
-                    // Numbers that have no form in JSON become null, so this always has one.
-                    let value = message::feature(info, row, &self.windows).unwrap_or_default();
-                    self.send(topic, None, info.key.as_str(), &value, "omnify.feature/1")?;
-                    count += 1;
-                }
-            }
-            if let Some(topic) = &self.options.alerts_topic {
-                for alert in &outputs.alerts {
-                    let value = serde_json::to_vec(alert).unwrap_or_default();
-                    self.send(topic, None, alert.key(), &value, "omnify.alert/1")?;
-                    count += 1;
-                }
-            }
-        }
-        Ok(count)
+    fn deliveries(&self) -> &Deliveries {
+        self.producer.client().context()
     }
 
-    fn send(
-        &self,
-        topic: &str,
-        partition: Option<i32>,
-        key: &str,
-        value: &[u8],
-        schema: &str,
-    ) -> Result<(), Failure> {
+    fn commit(&self) -> Result<(), Failure> {
+        loop {
+            match self.producer.commit_transaction(self.options.timeout) {
+                Ok(()) => return Ok(()),
+                Err(KafkaError::Transaction(error))
+                    if error.is_retriable() && !self.shared.is_stopped() =>
+                {
+                    self.shared.show(|status| status.trying = Some(error.to_string()));
+                }
+                Err(error) => return Err(sort(error)),
+            }
+        }
+    }
+
+    /// Waits until every message was confirmed or refused.
+    fn flush(&self) -> Result<(), Failure> {
+        loop {
+            match self.producer.flush(self.options.timeout) {
+                Ok(()) => return Ok(()),
+                Err(error) if self.shared.is_stopped() => return Err(Failure::Again(error)),
+                // Brokers that are away are waited for; what was sent stays in the producer.
+                Err(error) => self.shared.show(|status| status.trying = Some(error.to_string())),
+            }
+        }
+    }
+
+    /// Takes over what the brokers refused since the last time.
+    fn learn(&self, group: &mut Group) -> Result<(), Failure> {
+        let failed = self.deliveries().take();
+        let mut learned = false;
+        for (number, code) in &failed {
+            learned |= group.refuse(*number, *code);
+        }
+        match (learned, failed.first()) {
+            (true, _) => Err(Failure::Learned),
+            // In a transaction what follows from its end is no news.
+            (false, Some((_, code))) if !refusal::is_purged(*code) => {
+                Err(Failure::Again(KafkaError::MessageProduction(*code)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn send_all(&self, group: &mut Group) -> Result<(), Failure> {
+        for number in 0..group.len() {
+            match group.step(number) {
+                Step::Send(out) => self.send(out, None, number)?,
+                Step::Alone(out) => {
+                    self.flush()?;
+                    self.send(out, None, number)?;
+                    self.flush()?;
+                    self.learn(group)?;
+                }
+                Step::Copy(out, refusal) => self.copy(out, refusal, number)?,
+                Step::Nothing => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a copy of a refused message to the dead-letter topic.
+    fn copy(&self, out: &Out, refusal: &Refusal, number: usize) -> Result<(), Failure> {
+        let Some(topic) = &self.options.dead_letter_topic else { return Ok(()) };
+        let value = &out.value[..out.value.len().min(refusal::COPY_BYTES_MAX)];
+        let headers = refusal.headers(out);
+        let record: BaseRecord<'_, str, [u8], usize> =
+            BaseRecord::with_opaque_to(topic, Group::copy_of(number))
+                .key(out.key.as_str())
+                .payload(value)
+                .headers(headers);
+        self.enqueue(record)
+    }
+
+    fn send(&self, out: &Out, partition: Option<i32>, number: usize) -> Result<(), Failure> {
         let headers = OwnedHeaders::new_with_capacity(1)
-            .insert(Header { key: "schema", value: Some(schema) });
-        let mut record: BaseRecord<'_, str, [u8]> =
-            BaseRecord::to(topic).key(key).payload(value).headers(headers);
+            .insert(Header { key: "schema", value: Some(out.schema) });
+        let mut record: BaseRecord<'_, str, [u8], usize> =
+            BaseRecord::with_opaque_to(&out.topic, number)
+                .key(out.key.as_str())
+                .payload(out.value.as_slice())
+                .headers(headers);
         if let Some(partition) = partition {
             record = record.partition(partition);
         }
+        self.enqueue(record)
+    }
+
+    fn enqueue(&self, mut record: BaseRecord<'_, str, [u8], usize>) -> Result<(), Failure> {
+        let number = record.delivery_opaque;
         loop {
             match self.producer.send(record) {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
                     record = back;
                     if self.shared.is_stopped() {
-                        return Ok(());
+                        let code = RDKafkaErrorCode::QueueFull;
+                        return Err(Failure::Again(KafkaError::MessageProduction(code)));
                     }
                     std::thread::sleep(Duration::from_millis(1));
                 }
-                Err((error, _)) => return Err(sort(error)),
+                Err((error, _)) => {
+                    // Refused here already, as a broker would have.
+                    self.deliveries().add(number, &error);
+                    return Err(sort(error));
+                }
             }
         }
     }
@@ -295,9 +420,13 @@ impl Sender {
         }
     }
 
-    /// Waits a moment; true when the thread is to end.
-    fn pause(&self) -> bool {
-        std::thread::sleep(WAIT);
+    /// Waits; true when the thread is to end.
+    fn wait(&self, mut time: Duration) -> bool {
+        while !time.is_zero() && !self.shared.is_stopped() {
+            let step = time.min(WAIT);
+            std::thread::sleep(step);
+            time -= step;
+        }
         self.shared.is_stopped()
     }
 }

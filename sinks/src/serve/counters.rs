@@ -41,9 +41,13 @@ impl Problem {
     /// The copy on the object store is behind, and nobody waits for it.
     pub const MIRROR_BEHIND: &'static str = "mirror_behind";
 
+    /// What goes out to Kafka is not taken there; the answers here are as good as ever.
+    pub const KAFKA_OUTPUTS: [&'static str; 3] =
+        ["kafka_outputs_failed", "kafka_outputs_waiting", "kafka_outputs_refused"];
+
     /// Whether events are held up, or must not come here.
     pub fn holds_up(&self) -> bool {
-        self.code != Problem::MIRROR_BEHIND
+        self.code != Problem::MIRROR_BEHIND && !Problem::KAFKA_OUTPUTS.contains(&self.code)
     }
 }
 

@@ -279,6 +279,26 @@ impl HistoryFailed<'_> {
     }
 }
 
+/// Small files of the history were merged into one.
+#[derive(Clone, Copy, Debug)]
+pub struct HistoryMerged {
+    /// Which table.
+    pub table: &'static str,
+    /// How many files.
+    pub parts: usize,
+    /// Rows in the new one.
+    pub rows: u64,
+}
+
+impl HistoryMerged {
+    /// Logs and counts.
+    pub fn emit(self) {
+        let table = self.table;
+        counter!(Metric::HistoryMerges.name(), "table" => table).increment(1);
+        info!(table, parts = self.parts, rows = self.rows, "small files of the history merged");
+    }
+}
+
 /// A group of ticks is on disk.
 #[derive(Clone, Copy, Debug)]
 pub struct JournalCommitted {
@@ -554,6 +574,7 @@ mod tests {
             QueueFull { queue: "intake", count: 1 }.emit();
             HistoryWritten { table: "events", rows: 10, bytes: 999 }.emit();
             HistoryFailed { table: "events", error: &"disk full" }.emit();
+            HistoryMerged { table: "events", parts: 8, rows: 9 }.emit();
             JournalCommitted { ticks: 3, took: Duration::from_micros(300) }.emit();
             JournalFailed { error: &"disk full" }.emit();
             SnapshotTaken { tick: 9, bytes: 10, took: Duration::from_millis(30) }.emit();

@@ -87,6 +87,8 @@ pub enum Metric {
     HistoryFiles,
     /// Writes to history that failed, by table.
     HistoryErrors,
+    /// Merges of small history files, by table.
+    HistoryMerges,
     /// Time to write and sync one group of ticks.
     JournalCommit,
     /// Commits of the journal that failed.
@@ -156,6 +158,7 @@ impl Metric {
         Metric::HistoryBytes,
         Metric::HistoryFiles,
         Metric::HistoryErrors,
+        Metric::HistoryMerges,
         Metric::JournalCommit,
         Metric::JournalErrors,
         Metric::Snapshots,
@@ -357,6 +360,14 @@ impl Metric {
                 kind: Counter,
                 unit: Some(Count),
                 help: "Writes to history that failed, by table.",
+                labels: &["table"],
+                buckets: NONE,
+            },
+            Metric::HistoryMerges => Description {
+                name: "omnify_history_merges_total",
+                kind: Counter,
+                unit: Some(Count),
+                help: "Merges of small history files, by table.",
                 labels: &["table"],
                 buckets: NONE,
             },

@@ -168,3 +168,37 @@ fn nothing_is_called_whose_intent_the_copy_will_not_have() {
     assert!(matches!(ledger.commit(NOW), Err(LedgerError::Copy)));
     assert_eq!(ledger.seen(id(2)), None);
 }
+
+/// Found by `omnify-bench crash`: an action that had been applied was told as expired, because it was
+/// submitted again after a restart and a newer wish met it in the queue.
+#[test]
+fn what_has_ended_is_answered_as_it_ended_though_a_newer_wish_comes_at_once() {
+    for ended_before in [true, false] {
+        let mut rig = match ended_before {
+            true => Rig::new(),
+            false => intended(true),
+        };
+        // What was called already, or not yet.
+        let at_first = if ended_before { 1 } else { 5 };
+        rig.platform.lock().settings.insert(owner(1), actual(at_first));
+        match ended_before {
+            true => {
+                rig.run(action(1, owner(1), bid(5)));
+                rig.crash();
+                rig.start();
+            }
+            false => {
+                rig.start();
+                assert_eq!(rig.ack(), (id(1), applied(bid(5))));
+            }
+        }
+        for newer in 2..40 {
+            rig.submit(action(1, owner(1), bid(5)));
+            rig.submit(action(newer, owner(1), bid(5 + i64::from(newer))));
+            let mut acks = [rig.ack(), rig.ack()];
+            acks.sort_by_key(|(id, _)| *id);
+            assert!(matches!(acks[0], (_, Outcome::Applied { .. })), "{acks:?}");
+            assert_eq!(acks[1], (id(newer), applied(bid(5 + i64::from(newer)))));
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! Features and alerts on librdkafka's in-process cluster and, where `OMNIFY_KAFKA_BROKERS` names
 //! one, on a real broker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +11,8 @@ use omnify_operators::model::{
 use omnify_sinks::kafka::{
     Alert, Connection, KafkaOutputs, OutputOptions, OutputsStatus, Selector, TickOutputs,
 };
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
@@ -215,6 +217,119 @@ fn transactions_make_outputs_exactly_once_over_restarts() {
     nothing_twice(&options(&cluster.bootstrap_servers(), true), &[20, 45], 70);
 }
 
+/// Ticks of one alert each, all about one entity; those of `large` do not compress below 8 KiB.
+fn alerts(ticks: std::ops::RangeInclusive<Tick>, large: &[Tick]) -> Vec<TickOutputs> {
+    let alert = |tick: Tick| {
+        let words = if large.contains(&tick) { 2_048 } else { 1 };
+        let noise = |n: u64| (n * 2 + tick).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let text = (0..words).map(|n| format!("{:08x}", noise(n))).collect();
+        Alert {
+            schema: 1,
+            alert_id: format!("{tick:032x}"),
+            code: "anomaly".to_owned(),
+            tick,
+            entity: Some("t/p/a/c".to_owned()),
+            tenant: Some("t".to_owned()),
+            text,
+        }
+    };
+    let outputs = |tick| TickOutputs { tick, alerts: vec![alert(tick)], ..TickOutputs::default() };
+    ticks.map(outputs).collect()
+}
+
+fn ticks_of(connection: &Connection, topic: &str) -> Vec<Tick> {
+    let read = read_all(connection, topic);
+    read.values().flatten().map(|alert| alert["tick"].as_u64().unwrap()).collect()
+}
+
+/// Sends ticks 1 to 9 in one group and waits until they are dealt with.
+fn send_nine(options: &OutputOptions, large: &[Tick]) -> OutputsStatus {
+    let outputs = KafkaOutputs::start(options.clone()).unwrap();
+    alerts(1..=9, large).into_iter().for_each(|tick| outputs.submit(tick));
+    outputs.durable(9);
+    until(&outputs, "all ticks are dealt with", |status| status.committed == Some(9));
+    let status = outputs.status();
+    assert!(outputs.finish(PATIENCE));
+    status
+}
+
+#[test]
+fn a_message_that_is_never_taken_is_set_aside_and_the_rest_goes_out() {
+    const DEAD: &str = "dead";
+    for transactional in [false, true] {
+        let cluster = MockCluster::new(1).unwrap();
+        for topic in [FEATURES, ALERTS, TICKS, DEAD] {
+            cluster.create_topic(topic, 1, 1).unwrap();
+        }
+        let mut options = options(&cluster.bootstrap_servers(), transactional);
+        options.features_topic = None;
+        options.dead_letter_topic = Some(DEAD.to_owned());
+        // Whole batches first, then messages that are tried alone, and perhaps copies.
+        let refused = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE; 10];
+        cluster.request_errors(RDKafkaApiKey::Produce, &refused);
+        let status = send_nine(&options, &[]);
+        let connection = &options.connection;
+        let taken = ticks_of(connection, ALERTS);
+        let ticks: BTreeSet<Tick> = taken.iter().copied().collect();
+        let copies: BTreeSet<Tick> = ticks_of(connection, DEAD).into_iter().collect();
+        assert!(status.refused > 0, "{status:?}");
+        assert_eq!(status.refused, 9 - ticks.len() as u64, "{status:?}");
+        assert_eq!(status.messages, ticks.len() as u64);
+        assert!(ticks.is_disjoint(&copies), "{ticks:?} {copies:?}");
+        assert!(!transactional || taken.len() == ticks.len(), "once each: {taken:?}");
+        let why = status.last_refused.expect("a reason");
+        assert!(why.contains("t/p/a/c") && why.contains(ALERTS), "{why}");
+    }
+}
+
+#[test]
+fn a_topic_that_may_not_be_written_to_stops_nothing_else() {
+    const DEAD: &str = "dead";
+    let cluster = MockCluster::new(1).unwrap();
+    for topic in [ALERTS, TICKS, DEAD] {
+        cluster.create_topic(topic, 1, 1).unwrap();
+    }
+    let mut options = options(&cluster.bootstrap_servers(), true);
+    options.features_topic = None;
+    options.dead_letter_topic = Some(DEAD.to_owned());
+    let refused = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+    cluster.request_errors(RDKafkaApiKey::Produce, &[refused]);
+    let status = send_nine(&options, &[]);
+    assert_eq!((status.messages, status.refused), (0, 9), "{status:?}");
+    assert_eq!(ticks_of(&options.connection, DEAD), (1..=9).collect::<Vec<_>>());
+    // What comes later is tried anew.
+    let outputs = KafkaOutputs::start(options.clone()).unwrap();
+    alerts(10..=12, &[]).into_iter().for_each(|tick| outputs.submit(tick));
+    outputs.durable(12);
+    assert!(outputs.finish(PATIENCE));
+    assert_eq!(ticks_of(&options.connection, ALERTS), [10, 11, 12]);
+}
+
+#[test]
+fn what_passes_is_tried_again_and_told() {
+    let cluster = MockCluster::new(1).unwrap();
+    for topic in [ALERTS, TICKS] {
+        cluster.create_topic(topic, 1, 1).unwrap();
+    }
+    for transactional in [false, true] {
+        let mut options = options(&cluster.bootstrap_servers(), transactional);
+        options.features_topic = None;
+        options.timeout = Duration::from_secs(1);
+        let outputs = KafkaOutputs::start(options.clone()).unwrap();
+        cluster.broker_down(1).unwrap();
+        let first = if transactional { 10 } else { 1 };
+        alerts(first..=first + 8, &[]).into_iter().for_each(|tick| outputs.submit(tick));
+        outputs.durable(first + 8);
+        until(&outputs, "it says that it waits", |status| status.trying.is_some());
+        cluster.broker_up(1).unwrap();
+        until(&outputs, "it went out", |status| status.committed == Some(first + 8));
+        let status = outputs.status();
+        assert_eq!((status.messages, status.trying), (9, None));
+    }
+    let connection = Connection::plaintext(cluster.bootstrap_servers());
+    assert_eq!(ticks_of(&connection, ALERTS), (1..=18).collect::<Vec<_>>());
+}
+
 /// Read-committed isolation and fencing are the real broker's.
 #[test]
 fn real_kafka_transactions_are_exactly_once() {
@@ -245,4 +360,43 @@ fn real_kafka_transactions_are_exactly_once() {
     assert!(second.finish(PATIENCE));
     let expected: Vec<Tick> = (1..=70).chain([72]).collect();
     assert_exactly(&options.connection, &options, &expected);
+}
+
+/// Which message is too large is the real broker's to say.
+#[test]
+fn real_kafka_messages_too_large_for_their_topic_are_set_aside() {
+    let Some(brokers) = std::env::var("OMNIFY_KAFKA_BROKERS").ok().filter(|list| !list.is_empty())
+    else {
+        eprintln!("skipped: OMNIFY_KAFKA_BROKERS is not set");
+        return;
+    };
+    for transactional in [false, true] {
+        let unique = tempfile::tempdir().unwrap();
+        let unique = unique.path().file_name().unwrap().to_string_lossy().replace('.', "");
+        let mut options = options(&brokers, transactional);
+        let (alerts, dead) = (format!("alerts.{unique}"), format!("dead.{unique}"));
+        let topics = [
+            NewTopic::new(&alerts, 1, TopicReplication::Fixed(1)).set("max.message.bytes", "4096"),
+            NewTopic::new(&dead, 1, TopicReplication::Fixed(1)),
+        ];
+        let admin: AdminClient<DefaultClientContext> =
+            options.connection.client("admin", []).create().unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(admin.create_topics(&topics, &AdminOptions::new())).unwrap();
+        options.features_topic = None;
+        options.alerts_topic = Some(alerts.clone());
+        options.ticks_topic = format!("ticks.{unique}");
+        options.transactional_id = transactional.then_some(unique);
+        options.dead_letter_topic = Some(dead.clone());
+        let status = send_nine(&options, &[3, 8]);
+        assert_eq!((status.messages, status.refused), (7, 2), "{status:?}");
+        let taken: BTreeSet<Tick> = ticks_of(&options.connection, &alerts).into_iter().collect();
+        assert_eq!(taken, BTreeSet::from([1, 2, 4, 5, 6, 7, 9]));
+        let copies = ticks_of(&options.connection, &dead);
+        assert_eq!(copies.iter().copied().collect::<BTreeSet<_>>(), BTreeSet::from([3, 8]));
+        if transactional {
+            let taken = ticks_of(&options.connection, &alerts);
+            assert_eq!((taken.len(), copies.len()), (7, 2), "once each");
+        }
+    }
 }

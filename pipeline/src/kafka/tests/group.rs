@@ -10,8 +10,10 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::rig::{
-    PATIENCE, Rig, TOPIC, Taken, event, producer, send, send_events, send_with, until,
+    PATIENCE, Rig, TOPIC, Taken, event, producer, producer_with, send, send_events, send_with,
+    time_us, until,
 };
+use crate::clock::Clock;
 use crate::kafka::{Positions, SourceOptions, TopicOptions};
 
 type Cluster = MockCluster<'static, rdkafka::producer::DefaultProducerContext>;
@@ -271,4 +273,37 @@ fn what_the_configuration_gets_wrong_is_refused_at_the_start() {
         super::super::KafkaSource::start(&options, &rig.door, intake, positions, clock, runtime);
     let text = format!("{:#}", refused.err().expect("refused"));
     assert!(text.contains("no.such.property") && !text.contains("s3cret"), "{text}");
+}
+
+#[test]
+fn every_compression_is_read() {
+    let (_cluster, brokers) = cluster(2);
+    let codecs = ["none", "gzip", "snappy", "lz4", "zstd"];
+    for (n, codec) in (0..).zip(codecs) {
+        send_events(&producer_with(&brokers, codec), 2, n * 100..(n + 1) * 100);
+    }
+    let rig = Rig::new(10_000);
+    let _source = rig.start(&options(&brokers));
+    assert_eq!(rig.rows(500).sorted(), (0..500).collect::<Vec<_>>());
+}
+
+/// Found by `omnify-bench crash`: with the wall clock an hour back, every message of now was refused
+/// as one of the future.
+#[test]
+fn a_wall_clock_that_was_set_back_refuses_nothing_of_now() {
+    let (_cluster, brokers) = cluster(1);
+    let now = omnify_operators::model::tick_of_us(time_us(0));
+    let rig = Rig::new(10_000);
+    rig.arrivals.closed(now);
+    let _source = rig.start_at(&options(&brokers), Clock::manual(now - 3_600_000));
+    let hour_us = 3_600_000_000;
+    send_events(&producer(&brokers), 1, [0, 1, hour_us]);
+    let taken = rig.rows(3);
+    assert_eq!(taken.sorted(), [0, 1]);
+    let dead: Vec<_> = taken.arrivals.iter().flat_map(|arrival| &arrival.batch.dead).collect();
+    assert_eq!(
+        (dead.len(), dead[0].reason),
+        (1, "future_time"),
+        "what is ahead of the engine still is"
+    );
 }

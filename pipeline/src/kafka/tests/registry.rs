@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use rdkafka::mocking::MockCluster;
@@ -24,11 +24,7 @@ struct Schemas {
     refusals: Arc<AtomicUsize>,
 }
 
-async fn answer(
-    State(schemas): State<Schemas>,
-    Path(path): Path<String>,
-    headers: HeaderMap,
-) -> Response {
+async fn answer(State(schemas): State<Schemas>, uri: Uri, headers: HeaderMap) -> Response {
     schemas.asked.fetch_add(1, Ordering::SeqCst);
     // "omnify:pass" in base64.
     if headers.get("authorization").is_none_or(|value| value != "Basic b21uaWZ5OnBhc3M=") {
@@ -38,7 +34,7 @@ async fn answer(
     if schemas.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, refuse).is_ok() {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
-    match schemas.known.lock().unwrap().get(&path) {
+    match schemas.known.lock().unwrap().get(uri.path().trim_start_matches('/')) {
         Some(schema) => axum::Json(schema.clone()).into_response(),
         None => (StatusCode::NOT_FOUND, axum::Json(json!({"error_code": 40403}))).into_response(),
     }
@@ -162,13 +158,15 @@ fn protobuf_schemas_come_with_their_imports() {
          message Wrapped {{ omnify.Event event = 1; }}"
     );
     let imported = format!("{head} // A goal set{rest}");
-    let reference = json!([{ "name": "omnify.proto", "subject": "omnify", "version": 3 }]);
+    let reference =
+        json!([{ "name": "omnify.proto", "subject": "protos/omnify.proto", "version": 3 }]);
     let whole = json!({ "schema": PROTO, "schemaType": "PROTOBUF" });
     let split = json!({ "schema": main, "schemaType": "PROTOBUF", "references": reference });
     for (path, schema) in [
         ("schemas/ids/1", whole),
         ("schemas/ids/2", split),
-        ("subjects/omnify/versions/3", json!({ "schema": imported })),
+        // A subject named after a file is one segment of the path.
+        ("subjects/protos%2Fomnify.proto/versions/3", json!({ "schema": imported })),
     ] {
         schemas.known.lock().unwrap().insert(path.into(), schema);
     }
@@ -197,4 +195,24 @@ fn protobuf_schemas_come_with_their_imports() {
         .map(|letter| letter.reason)
         .collect();
     assert_eq!(reasons, ["missing_field", "malformed"]);
+}
+
+/// What serializers of JSON Schema write: the id, and JSON behind it. The engine checks rows by itself,
+/// so it need not ask.
+#[test]
+fn json_behind_the_id_of_a_schema_is_read_without_asking() {
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic(TOPIC, 1, 1).unwrap();
+    let brokers = cluster.bootstrap_servers();
+    let schemas = Schemas::default();
+    let rig = Rig::new(10_000);
+    let url = play(&rig, &schemas);
+    let bodies = [framed(9, event(1).as_bytes()), event(2).into_bytes()];
+    send(&producer(&brokers), TOPIC, 0, &bodies);
+    let _source = rig.start(&options(&brokers, url, Format::Json));
+    let taken = rig.rows(2);
+    assert_eq!(taken.sorted(), [1]);
+    let dead: Vec<_> = taken.arrivals.iter().flat_map(|arrival| &arrival.batch.dead).collect();
+    assert_eq!((dead.len(), dead[0].reason), (1, "malformed"), "no frame on a framed topic");
+    assert_eq!(schemas.asked.load(Ordering::SeqCst), 0);
 }

@@ -50,9 +50,13 @@ impl Rig {
     }
 
     pub(super) fn start(&self, options: &SourceOptions) -> KafkaSource {
+        self.start_at(options, Clock::System)
+    }
+
+    pub(super) fn start_at(&self, options: &SourceOptions, clock: Clock) -> KafkaSource {
         let (intake, positions) = (self.intake.clone(), self.positions.clone());
         let runtime = self.runtime.handle();
-        KafkaSource::start(options, &self.door, intake, positions, Clock::System, runtime).unwrap()
+        KafkaSource::start(options, &self.door, intake, positions, clock, runtime).unwrap()
     }
 
     /// The next batch.
@@ -133,7 +137,13 @@ pub(super) fn time_us(n: i64) -> i64 {
 }
 
 pub(super) fn producer(brokers: &str) -> BaseProducer {
+    producer_with(brokers, "none")
+}
+
+/// A producer that compresses.
+pub(super) fn producer_with(brokers: &str, codec: &str) -> BaseProducer {
     ClientConfig::new()
+        .set("compression.codec", codec)
         .set("bootstrap.servers", brokers)
         .set("enable.idempotence", "true")
         .set("message.timeout.ms", "60000")

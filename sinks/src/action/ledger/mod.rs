@@ -262,6 +262,11 @@ impl Ledger {
         unfinished
     }
 
+    /// What is remembered of actions that ended, in no order.
+    pub fn ended(&self) -> impl Iterator<Item = (Id, Outcome)> {
+        self.kept.iter().filter_map(|(id, kept)| Some((*id, kept.outcome.clone()?)))
+    }
+
     /// Buffers an intent. Its id must be unseen.
     pub fn intend(&mut self, intent: &Intent) {
         debug_assert!(self.seen(intent.id).is_none(), "invariant 7: {} intended twice", intent.id);
