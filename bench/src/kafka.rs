@@ -8,7 +8,9 @@
 //! is all in it. All of it runs on one machine, which the broker shares.
 
 use std::collections::HashMap;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -16,9 +18,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use hdrhistogram::Histogram;
-use omnify_config::Layers;
+use omnify_config::{Checked, Layers};
 use omnify_operators::model::{Registry, Tick};
 use omnify_pipeline::clock::Clock;
+use omnify_pipeline::cluster::{self, Leader, Members, OnLost};
 use omnify_pipeline::engine::latency_ms;
 use omnify_pipeline::kafka::{self, KafkaSource};
 use omnify_pipeline::live::{Live, Setup};
@@ -46,6 +49,10 @@ pub struct Options {
     pub creatives: u64,
     /// The new folder of the engine's state.
     pub dir: PathBuf,
+    /// Processes of the engine: this one and, beyond it, those of the program.
+    pub processes: usize,
+    /// The program, where there are others.
+    pub omnify: PathBuf,
 }
 
 const PARTITIONS: i32 = 4;
@@ -64,7 +71,7 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
     sender.flush()?;
 
     let started = Instant::now();
-    let (live, source) = engine(options, &events, &actions)?;
+    let (live, source, _others) = engine(options, &events, &actions)?;
     until(&live, options.preload)?;
     let preloaded_s = started.elapsed().as_secs_f64();
 
@@ -94,6 +101,7 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
     let latency = latencies(&options.dir, options.preload, &read)?;
     let counters = &summary.counters;
     Ok(json!({
+        "processes": options.processes,
         "preloaded": options.preload,
         "events_per_s": (options.preload as f64 / preloaded_s).round(),
         "rate": options.rate,
@@ -127,7 +135,7 @@ fn engine(
     options: &Options,
     events: &str,
     actions: &str,
-) -> anyhow::Result<(Live, Option<KafkaSource>)> {
+) -> anyhow::Result<(Live, Option<KafkaSource>, Others)> {
     let text = format!(
         "{}\n[kafka]\nbrokers = \"{}\"\nactions_topic = \"{actions}\"\n\
          [[kafka.topics]]\nname = \"{events}\"\nkind = \"events\"\n",
@@ -138,7 +146,12 @@ fn engine(
     // A call lasts as long as the broker's acknowledgement: many at once carry the rate.
     let layers = layers.set("executor.concurrency=256")?;
     let config = Arc::new(layers.build()?.validate()?);
-    let live = Live::start(Setup {
+    std::fs::create_dir_all(&options.dir)?;
+    let (leader, others) = match options.processes {
+        0 | 1 => (None, Others::default()),
+        _ => others(options, &config).map(|(leader, others)| (Some(leader), others))?,
+    };
+    let setup = Setup {
         config: config.clone(),
         clock: Clock::System,
         speed: 1,
@@ -148,11 +161,57 @@ fn engine(
         ledger: options.dir.join("ledger"),
         mirror: None,
         controls: Vec::new(),
-    })?;
+    };
+    let live = Live::start_with(setup, leader)?;
     let runtime = live.runtime().handle();
     let (door, intake, positions) = (live.door(), live.intake(), live.positions());
     let source = kafka::start(&config, door, intake, positions, &Clock::System, runtime)?;
-    Ok((live, source))
+    Ok((live, source, others))
+}
+
+/// Processes that end when the engine does, and at the latest with this one.
+#[derive(Default)]
+struct Others(Vec<Child>);
+
+impl Drop for Others {
+    fn drop(&mut self) {
+        for other in &mut self.0 {
+            let _ = other.kill();
+            let _ = other.wait();
+        }
+    }
+}
+
+/// Starts the other processes; this one leads them.
+fn others(options: &Options, config: &Checked) -> anyhow::Result<(Leader, Others)> {
+    let file = |name: &str| options.dir.join(name);
+    let ports = (0..=options.processes).map(|_| TcpListener::bind("127.0.0.1:0"));
+    let ports = ports.collect::<Result<Vec<_>, _>>()?;
+    let places = ports.iter().map(|port| port.local_addr().map(|at| at.to_string()));
+    let places = places.collect::<Result<Vec<_>, _>>()?;
+    drop(ports);
+    let (control, places) = places.split_last().context("a cluster has processes")?;
+    let (first, rest) = places.split_first().context("a cluster has processes")?;
+    std::fs::write(file("hosts"), format!("{first} {control}\n{}\n", rest.join("\n")))?;
+    std::fs::write(file("omnify.toml"), config.to_toml())?;
+    let start = |process: usize| {
+        Command::new(&options.omnify)
+            .args(["run", "--set", "http.enabled=false", "-c"])
+            .arg(file("omnify.toml"))
+            .args(["--processes", &options.processes.to_string()])
+            .args(["--process", &process.to_string(), "--hosts"])
+            .arg(file("hosts"))
+            .stdout(Stdio::null())
+            .spawn()
+            .with_context(|| format!("{} cannot be started", options.omnify.display()))
+    };
+    let started = Others((1..options.processes).map(start).collect::<anyhow::Result<_>>()?);
+    let members = Members::read(options.processes, 0, &file("hosts"))?;
+    let on_lost: OnLost = Arc::new(|error| {
+        eprintln!("error: {error}");
+        std::process::exit(cluster::EXIT_LOST.into());
+    });
+    Ok((Leader::listen(members, config, on_lost)?, started))
 }
 
 /// Waits until `events` came in.

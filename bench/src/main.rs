@@ -136,6 +136,9 @@ enum Command {
         /// The new folder of the engine's state.
         #[arg(long)]
         dir: PathBuf,
+        /// Processes that read the topic and compute together.
+        #[arg(long, default_value_t = 1)]
+        processes: usize,
     },
     /// Time of a restart after kill -9, with many events in the journal.
     Restart(RestartArgs),
@@ -208,6 +211,11 @@ impl From<RestartArgs> for restart::Options {
     }
 }
 
+/// The program beside this one.
+fn beside() -> anyhow::Result<PathBuf> {
+    Ok(std::env::current_exe()?.with_file_name("omnify"))
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
@@ -240,8 +248,7 @@ fn main() -> ExitCode {
         }
         Command::Crash { rounds, seed, omnify, faults, kafka, kafka_dir, keep } => {
             crash::in_own_namespace();
-            let beside = || std::env::current_exe().map(|exe| exe.with_file_name("omnify"));
-            omnify.map_or_else(beside, Ok).map_err(Into::into).and_then(|omnify| {
+            omnify.map_or_else(beside, Ok).and_then(|omnify| {
                 let kafka = (kafka.is_some() || kafka_dir.is_some())
                     .then_some(crash::BrokerOptions { address: kafka, dir: kafka_dir });
                 let options = crash::Options { rounds, seed, omnify, faults, kafka, keep };
@@ -253,9 +260,19 @@ fn main() -> ExitCode {
                 Ok(answer)
             })
         }
-        Command::Kafka { brokers, preload, rate, seconds, creatives, dir } => {
-            kafka::run(&kafka::Options { brokers, preload, rate, seconds, creatives, dir })
-        }
+        Command::Kafka { brokers, preload, rate, seconds, creatives, dir, processes } => beside()
+            .and_then(|omnify| {
+                kafka::run(&kafka::Options {
+                    brokers,
+                    preload,
+                    rate,
+                    seconds,
+                    creatives,
+                    dir,
+                    processes,
+                    omnify,
+                })
+            }),
         Command::Restart(args) => restart::run(&args.into()),
         Command::RestartFeed(args) => restart::feed(&args.into()),
         Command::Restate { creatives, days, percent, rate, seconds, dir } => {

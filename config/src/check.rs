@@ -79,6 +79,7 @@ impl Checked {
         config.state = usual.state;
         config.object_store = usual.object_store;
         config.http = usual.http;
+        config.cluster = usual.cluster;
         config.telemetry = usual.telemetry;
         config.learn = usual.learn;
         config.demo = usual.demo;
@@ -480,6 +481,8 @@ fn outputs(config: &Config, check: &mut Check) {
         check.problem("http.listen", format!("`{}` {message}", config.http.listen));
     }
     check.at_least_one("http.concurrency", config.http.concurrency);
+    let lost_after = config.cluster.lost_after;
+    check.require(lost_after.us() >= 1_000_000, "cluster.lost_after", "must be at least 1s");
     kafka::check(config, check);
     check.require(config.learn.passes >= 1, "learn.passes", "is 0; it must be at least 1");
     check.at_least_one("demo.tenants", config.demo.tenants);

@@ -45,6 +45,8 @@ pub struct Config {
     pub object_store: ObjectStore,
     /// The page and the API.
     pub http: Http,
+    /// Several processes that work together.
+    pub cluster: Cluster,
     /// The broker.
     pub kafka: Kafka,
     /// What the process says about itself.
@@ -429,6 +431,21 @@ pub struct Http {
     pub concurrency: usize,
     /// Decisions and actions kept for /v1/decisions and /v1/actions.
     pub recent: usize,
+}
+
+/// Section `[cluster]`: several processes that work together.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cluster {
+    /// File with the secret that the processes of `omnify run --processes` prove to each other that
+    /// they know: 16 bytes or more, the same everywhere; needed unless all hosts are this machine.
+    pub secret_file: String,
+    /// Environment variable that holds the secret where `secret_file` is "".
+    pub secret_env: String,
+    /// A process that gives no sign of life for so long is lost, and all others end.
+    pub lost_after: Span,
+    /// Whether process 0 reads topics as well; false leaves them to the others.
+    pub leader_reads: bool,
 }
 
 /// Section `[kafka]`: the broker.

@@ -12,28 +12,48 @@
 //! that runs, and the leader receives every worker's part of every tick. As the graph's output does
 //! not depend on the number of workers, it does not depend on the number of processes either.
 //!
+//! Every process is a member of the consumer group of the topics: a follower reads, decodes and
+//! checks the rows of its partitions and sends them to the leader, who only puts them in order. The
+//! group deals the partitions out and moves them when members come and go; where reading goes on, and
+//! whose rows count, the leader alone says (`kafka::positions`). Rows call entities by numbers of
+//! their connection, each named once on it, as a follower cannot give out the leader's ids.
+//!
 //! | file | duty |
 //! |---|---|
 //! | `wire` | messages and how they are framed |
+//! | `secret` | the shared secret, and the handshake of every connection |
+//! | `calls` | connections that come in, until they are known |
 //! | `mesh` | the connections of timely's workers |
 //! | `leader` | lets the others in, sends them the entities, takes their parts |
+//! | `rows` | the leader's end of the rows that followers read |
 //! | `follower` | asks to be let in, runs the workers |
+//! | `link` | the follower's end of the rows it reads |
 //!
 //! # Contract
-//! A process is let in when program, configuration and number of workers are the leader's;
-//! otherwise both say why not. Dense entity ids are given out by the leader alone and reach the
-//! followers in the order in which they were given. When a process is lost every other one ends by
-//! itself with exit code 6: nobody waits for ever, and nothing is lost, as all that must last is in
-//! the leader's journal and snapshots. A supervisor starts all of them again.
+//! Both ends of every connection prove that they know the cluster's secret. A process is let in when
+//! program, configuration and number of workers are the leader's; otherwise both say why not. Dense
+//! entity ids are given out by the leader alone and reach the followers in the order in which they
+//! were given. When a process is lost (its connection ends, or it gives no sign of life for
+//! `cluster.lost_after`) every other one ends by itself with exit code 6: nobody waits for ever, and
+//! nothing is lost, as all that must last is in the leader's journal and snapshots. A supervisor
+//! starts all of them again; the number of processes and workers may then be another.
+//!
+//! Of each follower at most `engine.queue_events` rows and messages, and one batch, are on their way
+//! into the engine; then it pauses its partitions.
 //!
 //! # What it never does
-//! It does not elect, replicate or hand over: one leader, one disk. Followers read no source and
-//! write nothing. Connections are neither encrypted nor authenticated; they belong on a network that
-//! only these processes reach.
+//! It does not elect, replicate or hand over: one leader, one disk. Followers write nothing, and
+//! take in nothing by HTTP: they answer 421 and name the leader. Connections are not encrypted.
 
+mod calls;
 mod follower;
 mod leader;
+mod link;
+#[cfg(test)]
+mod link_tests;
 mod mesh;
+mod rows;
+mod secret;
 mod wire;
 
 use std::path::Path;
@@ -48,16 +68,17 @@ use crate::setup;
 pub use follower::follow;
 pub use leader::{Cluster, Leader};
 
-use wire::Hello;
+use secret::Key;
+use wire::{Hello, Lane};
 
 /// How long all processes may take to come together.
 const JOIN: Duration = Duration::from_secs(600);
 /// How long opening a connection, or the first words on it, may take.
 const GREETING: Duration = Duration::from_secs(10);
-/// How often each side says that it is alive.
-const BEAT: Duration = Duration::from_secs(1);
-/// After this long without a word a process is lost.
-const SILENCE: Duration = Duration::from_secs(20);
+/// Signs of life within `cluster.lost_after`.
+const BEATS: u32 = 8;
+/// Longest time between two signs of life.
+const BEAT_MAX: Duration = Duration::from_secs(1);
 /// Pause between two attempts.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -74,6 +95,15 @@ pub enum ClusterError {
         process: usize,
         /// What does not fit, and what to do.
         why: String,
+    },
+    /// Somebody at an address of the hosts file does not know the secret.
+    #[error(
+        "{address} does not prove that it knows the cluster's secret: set cluster.secret_file, or the \
+         environment variable that cluster.secret_env names, to the same secret in every process"
+    )]
+    Unproven {
+        /// Host and port.
+        address: String,
     },
     /// A process is gone, or never came.
     #[error(
@@ -168,25 +198,56 @@ impl Members {
         self.process == 0
     }
 
+    /// Where the leader's page is, as far as the hosts file tells.
+    fn page(&self, port: Option<u16>) -> String {
+        let host = self.hosts[0].rsplit_once(':').map_or("", |(host, _)| host);
+        port.map_or(format!("{host}, which serves no page"), |port| format!("{host}:{port}"))
+    }
+
     /// Number of processes.
     pub fn count(&self) -> usize {
         self.hosts.len()
     }
 }
 
-/// What must be alike in all processes, as this one says it.
-fn hello(members: &Members, config: &Checked) -> Hello {
-    let mut digest = blake3::Hasher::new();
-    digest.update(config.outcome_toml().as_bytes());
-    // Not among what decisions depend on, but it says what the graph puts out.
-    digest.update(&[u8::from(config.history.enabled)]);
-    Hello {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        config: digest.finalize().into(),
-        process: members.process,
-        processes: members.count(),
-        workers: setup::workers(config),
-        lane: wire::Lane::Control,
+/// On what terms this process works with the others.
+pub(crate) struct Terms {
+    members: Members,
+    key: Key,
+    /// What must be alike in all processes, as this one says it.
+    hello: Hello,
+    /// After this long without a word a process is lost.
+    lost_after: Duration,
+    /// How often each side says that it is alive.
+    beat: Duration,
+}
+
+impl Terms {
+    fn of(members: Members, config: &Checked) -> Result<Terms, UsageError> {
+        let lost_after = config.cluster.lost_after.duration();
+        let mut digest = blake3::Hasher::new();
+        digest.update(config.outcome_toml().as_bytes());
+        // Not among what decisions depend on, but it says what the graph puts out.
+        digest.update(&[u8::from(config.history.enabled)]);
+        // Who beats slowly must not be listened to impatiently.
+        digest.update(&lost_after.as_micros().to_le_bytes());
+        let hello = Hello {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            config: digest.finalize().into(),
+            process: members.process,
+            processes: members.count(),
+            workers: setup::workers(config),
+            lane: Lane::Control,
+        };
+        let addresses: Vec<String> =
+            members.hosts.iter().chain([&members.control]).cloned().collect();
+        let key = Key::of(config, &addresses)?;
+        let beat = BEAT_MAX.min(lost_after / BEATS);
+        Ok(Terms { members, key, hello, lost_after, beat })
+    }
+
+    fn hello(&self, lane: Lane) -> Hello {
+        Hello { lane, ..self.hello.clone() }
     }
 }
 

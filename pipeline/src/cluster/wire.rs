@@ -2,8 +2,10 @@
 //! message as postcard.
 
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 
-use omnify_operators::model::EntityKey;
+use omnify_operators::model::{EntityKey, Event, ReportRow};
+use omnify_sinks::journal::Position;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -11,8 +13,8 @@ use serde::{Deserialize, Serialize};
 pub(super) const GREETING_BYTES_MAX: u64 = 4096;
 /// Longest message of the control connection.
 pub(super) const CONTROL_BYTES_MAX: u64 = 64 << 20;
-/// Longest tick of a follower: its whole state may leave at the last one.
-pub(super) const PARTS_BYTES_MAX: u64 = 1 << 40;
+/// Longest tick of a follower, whose whole state may leave at the last one, and longest batch of rows.
+pub(super) const DATA_BYTES_MAX: u64 = 1 << 40;
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +23,10 @@ pub(super) enum Lane {
     Control,
     /// Parts to the leader.
     Parts,
+    /// [`FromReader`] to the leader, [`ToReader`] the other way.
+    Rows,
+    /// What timely's workers say to each other, in the run of this number, with this process.
+    Mesh { run: u64, with: usize },
 }
 
 /// The first word of a follower.
@@ -80,8 +86,8 @@ pub(super) enum Welcome {
 /// From the leader, on the control connection.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum ToFollower {
-    /// All are there: begin.
-    Go,
+    /// All are there: begin. The engine's page, if there is one, is at this port.
+    Go { http_port: Option<u16> },
     /// Entities that have got an id, in order of their ids; none is only a sign of life.
     Entities(Vec<EntityKey>),
     /// The engine has ended as it should.
@@ -91,10 +97,62 @@ pub(super) enum ToFollower {
 /// To the leader, on the control connection.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum ToLeader {
-    /// A sign of life.
-    Beat,
+    /// A sign of life, and what an operator should know of this process: codes and texts.
+    Beat(Vec<(String, String)>),
     /// Somebody asked this process to end: all should.
     Stop,
+}
+
+/// To the leader, on the rows connection.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum FromReader {
+    /// This process begins to read a partition.
+    Claim { source: Arc<str>, partition: i32 },
+    /// What it read of one.
+    Rows(RowsSent),
+}
+
+/// What was read of one partition.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct RowsSent {
+    /// Entities that follow those of the messages before: the n-th of all on this connection is the
+    /// one that rows call by the id n.
+    pub(super) keys: Vec<EntityKey>,
+    pub(super) claim: u64,
+    pub(super) position: Position,
+    pub(super) messages: u64,
+    pub(super) events: Vec<Event>,
+    pub(super) reports: Vec<ReportRow>,
+    pub(super) dead: Vec<LetterSent>,
+    pub(super) rows: u64,
+    pub(super) ignored: u64,
+    /// As JSON: their form depends on what they say.
+    pub(super) controls: Vec<String>,
+    /// For how long the first of the messages has waited.
+    pub(super) age_us: u64,
+}
+
+/// A refused row.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct LetterSent {
+    pub(super) source: Arc<str>,
+    pub(super) row: u64,
+    pub(super) tenant: Option<Arc<str>>,
+    pub(super) reason: String,
+    pub(super) detail: String,
+    pub(super) bytes: Vec<u8>,
+    pub(super) length: u64,
+}
+
+/// From the leader, on the rows connection.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum ToReader {
+    /// The engine stands where it was: read. So much, in rows and messages, may be on its way.
+    Begin { room: u64 },
+    /// The answer to a claim.
+    Claimed { number: u64, next: Option<i64> },
+    /// So much has been taken in.
+    Taken(u64),
 }
 
 /// Sends a message.

@@ -44,7 +44,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         return 2;
     }
     match error.downcast_ref::<ClusterError>() {
-        Some(ClusterError::Refused { .. }) => return 2,
+        Some(ClusterError::Refused { .. } | ClusterError::Unproven { .. }) => return 2,
         Some(ClusterError::Lost { .. }) => return EXIT_LOST,
         Some(ClusterError::Listen { .. }) => return 5,
         None => {}

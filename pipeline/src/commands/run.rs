@@ -62,15 +62,18 @@ pub fn execute(common: &Common, args: &RunArgs) -> anyhow::Result<Done> {
         let code = cli::fail(&error.into(), json);
         std::process::exit(code.into());
     });
-    let leader = match args.members()? {
+    let members = args.members()?;
+    let alone = members.as_ref().is_none_or(|members| members.count() == 1);
+    let leader = match members {
         Some(members) if !members.leads() => {
-            cluster::follow(&members, &config, on_lost)?;
+            cluster::follow(members, &config, on_lost)?;
             let text = "the leader has ended".to_owned();
             return Ok(Done { answer: json!({ "followed": true }), text, code: 0 });
         }
         Some(members) => Some(Leader::listen(members, &config, on_lost)?),
         None => None,
     };
+    let reads = alone || config.cluster.leader_reads;
     let listener = listen(&config)?;
     let mirror = remote::mirror(&config)?;
     if let Some(mirror) = &mirror {
@@ -84,9 +87,13 @@ pub fn execute(common: &Common, args: &RunArgs) -> anyhow::Result<Done> {
     }
     let live = Live::start_with(setup(&config, listener, mirror), leader)?;
     let runtime = live.runtime().handle();
-    let positions = live.positions();
-    let kafka =
-        kafka::start(&config, live.door(), live.intake(), positions, &Clock::System, runtime)?;
+    let kafka = match reads {
+        true => {
+            let (door, intake, positions) = (live.door(), live.intake(), live.positions());
+            kafka::start(&config, door, intake, positions, &Clock::System, runtime)?
+        }
+        false => None,
+    };
     if let Some(kafka) = &kafka {
         live.watch(kafka.problems());
     }

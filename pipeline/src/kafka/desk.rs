@@ -1,4 +1,4 @@
-//! Where messages are taken in: decoded, collected, handed to the intake, and their positions moved.
+//! Where messages are taken in: decoded, collected by partition, and handed on with their positions.
 //! The consumer's thread and the callbacks of a rebalance share it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -11,31 +11,36 @@ use omnify_sinks::journal::Position;
 use omnify_sinks::kafka::{DeadLetterTopic, Refused};
 use rdkafka::message::{BorrowedMessage, Headers, Message, OwnedMessage};
 
+use super::outlet::{Outlet, Rows};
 use super::payload::{Taken, TopicReader};
-use super::positions::Positions;
 use super::status::{Partition, Shown};
 use crate::clock::{self, Clock};
 use crate::decode::Batch;
-use crate::live::{Arrival, Intake};
 
 /// Longest name of a tenant in a header; a longer one names nobody.
 const TENANT_BYTES_MAX: usize = 256;
 
-/// What has been read and not yet handed over.
-#[derive(Default)]
+/// What has been read of a partition and not yet handed over.
 struct Work {
     batch: Batch,
     controls: Vec<Control>,
-    nexts: BTreeMap<Partition, i64>,
-    messages: usize,
-    since: Option<Instant>,
+    next: i64,
+    messages: u64,
+    since: Instant,
+}
+
+/// An assigned partition.
+struct Seat {
+    /// The claim that it is read under.
+    claim: u64,
+    /// The next offset to take, where one is known.
+    expected: Option<i64>,
 }
 
 /// What a desk is made of.
 pub(super) struct Parts {
     pub(super) readers: HashMap<String, TopicReader>,
-    pub(super) intake: Intake,
-    pub(super) positions: Positions,
+    pub(super) outlet: Arc<dyn Outlet>,
     pub(super) shown: Shown,
     pub(super) clock: Clock,
     pub(super) future_skew_us: i64,
@@ -46,9 +51,11 @@ pub(super) struct Parts {
 /// See the module.
 pub(super) struct Desk {
     parts: Parts,
-    work: Work,
-    /// The next offset to take, of every assigned partition that has one.
-    expected: HashMap<Partition, i64>,
+    work: BTreeMap<Partition, Work>,
+    /// Messages in all of `work`.
+    messages: usize,
+    /// The assigned partitions.
+    seats: HashMap<Partition, Seat>,
     /// Messages whose schema is not known yet, and what came behind them.
     held: BTreeMap<Partition, VecDeque<OwnedMessage>>,
     closed: bool,
@@ -58,8 +65,9 @@ impl Desk {
     pub(super) fn new(parts: Parts) -> Desk {
         Desk {
             parts,
-            work: Work { batch: Batch::new(), ..Work::default() },
-            expected: HashMap::new(),
+            work: BTreeMap::new(),
+            messages: 0,
+            seats: HashMap::new(),
             held: BTreeMap::new(),
             closed: false,
         }
@@ -70,39 +78,41 @@ impl Desk {
         self.parts.dead_letters.as_ref()
     }
 
-    /// Up to where the partition is on disk.
-    pub(super) fn durable(&self, topic: &str, partition: i32) -> Option<i64> {
-        let reader = self.parts.readers.get(topic)?;
-        self.parts.positions.durable_next(&reader.source, partition)
+    /// Up to where the partitions of this source's topics are on disk.
+    pub(super) fn durable(&self) -> Vec<(String, i32, i64)> {
+        let known = self.parts.outlet.durable().into_iter().filter_map(|at| {
+            let mut readers = self.parts.readers.iter();
+            let (topic, _) = readers.find(|(_, reader)| reader.source == at.source)?;
+            Some((topic.clone(), at.partition, at.next))
+        });
+        known.collect()
     }
 
     /// True while nothing more should be read.
     pub(super) fn is_full(&self) -> bool {
-        self.parts.intake.is_full()
+        self.parts.outlet.is_full()
             || self.parts.dead_letters.as_ref().is_some_and(DeadLetterTopic::is_full)
     }
 
     /// True when the engine takes nothing in any more.
     pub(super) fn is_closed(&self) -> bool {
-        self.closed || self.parts.intake.is_closed()
+        self.closed || self.parts.outlet.is_closed()
     }
 
     /// True when enough is collected.
     pub(super) fn is_due(&self) -> bool {
-        self.work.messages >= self.parts.batch_messages
+        self.messages >= self.parts.batch_messages
     }
 
-    /// A partition came: says where its reading goes on.
-    pub(super) fn assign(&mut self, topic: &str, partition: i32) -> Option<i64> {
+    /// A partition came: says where its reading goes on, `Some(None)` is its beginning. `None` when it
+    /// is not to be read, as the engine has ended.
+    pub(super) fn assign(&mut self, topic: &str, partition: i32) -> Option<Option<i64>> {
         let reader = self.parts.readers.get(topic)?;
-        let next = self.parts.positions.next(&reader.source, partition);
+        let claim = self.parts.outlet.claim(&reader.source, partition)?;
         let key = (Arc::from(topic), partition);
-        match next {
-            Some(next) => self.expected.insert(key.clone(), next),
-            None => self.expected.remove(&key),
-        };
+        self.seats.insert(key.clone(), Seat { claim: claim.number, expected: claim.next });
         self.parts.shown.lock().assigned.insert(key);
-        next
+        Some(claim.next)
     }
 
     /// Partitions go: what was read of them is handed over before another member may begin.
@@ -111,7 +121,7 @@ impl Desk {
         let mut shown = self.parts.shown.lock();
         for (topic, partition) in gone {
             let key = (Arc::from(topic), partition);
-            self.expected.remove(&key);
+            self.seats.remove(&key);
             self.held.remove(&key);
             shown.assigned.remove(&key);
             shown.lag.remove(&key);
@@ -122,7 +132,8 @@ impl Desk {
     /// The offset that `message` should have, when messages before it are missing.
     pub(super) fn gap_before(&self, message: &BorrowedMessage<'_>) -> Option<i64> {
         let key = (Arc::from(message.topic()), message.partition());
-        self.expected.get(&key).copied().filter(|expected| *expected < message.offset())
+        let expected = self.seats.get(&key)?.expected;
+        expected.filter(|expected| *expected < message.offset())
     }
 
     /// Takes a message; false when its partition has to wait for the schema registry.
@@ -132,7 +143,9 @@ impl Desk {
             waiting.push_back(message.detach());
             return true;
         }
-        if self.expected.get(&key).is_some_and(|expected| message.offset() < *expected) {
+        // Of a partition that has gone nothing is taken: somebody else reads it now.
+        let seat = self.seats.get(&key);
+        if seat.is_none_or(|seat| seat.expected.is_some_and(|next| message.offset() < next)) {
             self.parts.shown.lock().skipped += 1;
             return true;
         }
@@ -183,7 +196,8 @@ impl Desk {
         let now = self.parts.clock.now().max(self.parts.intake.tick());
         let not_after = us_of_tick(now).saturating_add(self.parts.future_skew_us);
         let Some(reader) = self.parts.readers.get_mut(key.0.as_ref()) else { return Taken::Done };
-        let work = &mut self.work;
+        let now = clock::instant();
+        let work = self.work.entry(key.clone()).or_insert_with(|| Work::new(now));
         let before = work.batch.dead.len();
         let taken = reader.take(
             message.payload(),
@@ -196,9 +210,11 @@ impl Desk {
             return taken;
         }
         work.messages += 1;
-        work.since.get_or_insert_with(clock::instant);
-        work.nexts.insert(key.clone(), message.offset() + 1);
-        self.expected.insert(key.clone(), message.offset() + 1);
+        work.next = message.offset() + 1;
+        self.messages += 1;
+        if let Some(seat) = self.seats.get_mut(key) {
+            seat.expected = Some(message.offset() + 1);
+        }
         let mut shown = self.parts.shown.lock();
         shown.messages += 1;
         if let Some(letters) = work.batch.dead.get_mut(before..)
@@ -226,35 +242,22 @@ impl Desk {
 
     /// Hands over what was read. The positions move with it.
     pub(super) fn flush(&mut self) {
-        if self.work.messages == 0 {
-            return;
-        }
-        let empty = Work { batch: Batch::new(), ..Work::default() };
-        let Work { batch, controls, nexts, since, .. } = std::mem::replace(&mut self.work, empty);
-        let source = |topic: &Arc<str>| match self.parts.readers.get(topic.as_ref()) {
-            Some(reader) => reader.source.clone(),
-            None => topic.clone(),
-        };
-        let positions: Vec<Position> = nexts
-            .iter()
-            .map(|((topic, partition), next)| Position {
-                source: source(topic),
-                partition: *partition,
-                next: *next,
-            })
-            .collect();
-        let arrival = Arrival {
-            batch,
-            controls,
-            arrived: since,
-            positions: positions.clone(),
-            ..Arrival::default()
-        };
-        if self.parts.intake.put(arrival) {
-            positions.iter().for_each(|position| self.parts.positions.advance(position));
-        } else {
-            // Nothing was taken: it is read again after the next start.
-            self.closed = true;
+        self.messages = 0;
+        for ((topic, partition), work) in std::mem::take(&mut self.work) {
+            let key = (topic, partition);
+            let reader = self.parts.readers.get(key.0.as_ref());
+            let (Some(reader), Some(seat)) = (reader, self.seats.get(&key)) else { continue };
+            let Work { batch, controls, next, messages, since } = work;
+            if messages == 0 {
+                continue;
+            }
+            let position = Position { source: reader.source.clone(), partition, next };
+            let arrived = Some(since);
+            let rows = Rows { claim: seat.claim, position, messages, batch, controls, arrived };
+            if !self.parts.outlet.put(rows) {
+                // Nothing was taken: it is read again after the next start.
+                self.closed = true;
+            }
         }
     }
 
@@ -264,10 +267,16 @@ impl Desk {
         for (topic, partition, end) in ends {
             let key = (Arc::from(topic), partition);
             if end >= 0 && shown.assigned.contains(&key) {
-                let next = self.expected.get(&key).copied().unwrap_or(0);
+                let next = self.seats.get(&key).and_then(|seat| seat.expected).unwrap_or(0);
                 shown.lag.insert(key, (end - next).max(0));
             }
         }
+    }
+}
+
+impl Work {
+    fn new(since: Instant) -> Work {
+        Work { batch: Batch::new(), controls: Vec::new(), next: 0, messages: 0, since }
     }
 }
 

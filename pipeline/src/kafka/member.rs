@@ -1,7 +1,8 @@
 //! The callbacks of a member of the consumer group.
 //!
-//! They run inside `poll`, on the consumer's thread: a partition that goes has been handed over
-//! before the group may give it to somebody else, and one that comes starts at its position.
+//! They run inside `poll`, on the consumer's thread: what was read of a partition that goes is handed
+//! over before the group may give it to somebody else, and one that comes starts where the engine,
+//! which may be in another process, says.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -44,8 +45,10 @@ impl Member {
             for element in list.elements() {
                 let (topic, partition) = (element.topic(), element.partition());
                 let offset = match desk.assign(topic, partition) {
-                    Some(next) => Offset::Offset(next),
-                    None => Offset::Beginning,
+                    Some(Some(next)) => Offset::Offset(next),
+                    Some(None) => Offset::Beginning,
+                    // The engine has ended; so does this member.
+                    None => continue,
                 };
                 placed.add_partition_offset(topic, partition, offset)?;
             }

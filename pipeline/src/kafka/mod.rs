@@ -1,20 +1,23 @@
 //! Kafka as a source: topics of events, report rows, goals and approvals.
 //!
 //! ```text
-//! brokers ─► consumer (group, cooperative) ─► desk ─► Intake ─► tick, journal
+//! brokers ─► consumer (group, cooperative) ─► desk ─► outlet ─► Intake ─► tick, journal
 //!                │ callbacks: assign, revoke    │ decode (JSON, Avro, Protobuf), dead letters
-//!                └──────── positions ◄──────────┘
+//!                └─ claims, positions ◄─────────┘
 //! ```
+//! Of several processes each runs a source in the same group; the outlet of a follower is the
+//! connection to the leader (see [`crate::cluster`]), who holds positions and claims.
 //!
 //! | file | duty |
 //! |---|---|
 //! | `options` | from the configuration to connection, topics, schemas |
 //! | `source` | the consumer's thread: poll, pause, commit |
 //! | `member` | the group's callbacks |
-//! | `desk` | takes messages in, hands batches over, moves positions |
+//! | `desk` | takes messages in, hands batches over with their positions |
+//! | `outlet` | where they are handed over: the intake, or another process's |
 //! | `payload` | one message to rows or controls |
 //! | `registry` | the schema registry |
-//! | `positions` | how far each partition has been taken in |
+//! | `positions` | how far each partition has been taken in, and who reads it |
 //! | `status` | what the source says about itself |
 //! | `outputs` | the other direction: features and alerts of complete ticks |
 //!
@@ -23,7 +26,8 @@
 //!   journalled with them, and decides where reading goes on after a start or when a partition comes
 //!   back; the offsets that the group knows are told for monitors and never read. A message below its
 //!   partition's position is passed over and counted.
-//! - When a partition goes to another member, what was read of it has been handed over before.
+//! - When a partition goes to another member, what was read of it has been handed over before; what
+//!   comes later all the same is refused, as the next reader claimed the partition (see `positions`).
 //! - When the engine is behind, the partitions are paused; the member goes on polling and stays in
 //!   the group. Memory is bounded by `kafka.fetch_bytes`, one batch, and one message for each
 //!   partition that waits for the registry.
@@ -37,6 +41,7 @@
 mod desk;
 mod member;
 mod options;
+mod outlet;
 mod outputs;
 mod payload;
 mod positions;
@@ -65,9 +70,12 @@ use crate::live::Intake;
 use desk::Desk;
 use payload::TopicReader;
 
+pub(crate) use outlet::{Outlet, Rows, enter};
+pub(crate) use status::PROBLEMS;
+
 pub use options::{Format, SourceOptions, TopicKind, TopicOptions, connection};
 pub use outputs::{Outputs, output_problems};
-pub use positions::Positions;
+pub use positions::{Claim, Entered, Positions};
 pub use registry::{RegistryOptions, SchemaRegistry};
 pub use status::KafkaStatus;
 
@@ -81,8 +89,8 @@ pub fn start(
     runtime: &Handle,
 ) -> anyhow::Result<Option<KafkaSource>> {
     let Some(options) = SourceOptions::of(config)? else { return Ok(None) };
-    let (intake, positions, clock) = (intake.clone(), positions.clone(), clock.clone());
-    KafkaSource::start(&options, door, intake, positions, clock, runtime).map(Some)
+    let here = outlet::Here { intake: intake.clone(), positions: positions.clone() };
+    KafkaSource::start(&options, door, Arc::new(here), clock.clone(), runtime).map(Some)
 }
 
 /// A running source. It ends when it is stopped, dropped, or when the intake closes.
@@ -95,11 +103,10 @@ pub struct KafkaSource {
 impl KafkaSource {
     /// Starts reading. Brokers that are not there yet are waited for; what the configuration gets
     /// wrong is refused here. The runtime asks the schema registry.
-    pub fn start(
+    pub(crate) fn start(
         options: &SourceOptions,
         door: &Arc<Door>,
-        intake: Intake,
-        positions: Positions,
+        outlet: Arc<dyn Outlet>,
         clock: Clock,
         runtime: &Handle,
     ) -> anyhow::Result<KafkaSource> {
@@ -119,8 +126,7 @@ impl KafkaSource {
         let shown = status::Shown::default();
         let desk = Desk::new(desk::Parts {
             readers,
-            intake,
-            positions,
+            outlet,
             shown: shown.clone(),
             clock,
             future_skew_us: i64::try_from(options.future_skew.as_micros()).unwrap_or(i64::MAX),

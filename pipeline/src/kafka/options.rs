@@ -175,6 +175,12 @@ pub struct SourceOptions {
 }
 
 impl SourceOptions {
+    /// The same for one of several processes: members of a group need names of their own.
+    pub(crate) fn of_process(mut self, process: usize) -> SourceOptions {
+        self.instance = self.instance.map(|instance| format!("{instance}-{process}"));
+        self
+    }
+
     /// The usual limits.
     pub fn at(connection: impl Into<Connection>, topics: Vec<TopicOptions>) -> SourceOptions {
         SourceOptions {

@@ -246,17 +246,13 @@ impl Loop {
         Told { messages: shown.messages, skipped: shown.skipped }
     }
 
-    /// Tells the group what is durable, for monitors; nothing is ever read back.
+    /// Tells the group what is durable, for monitors; nothing is ever read back. Where partitions are
+    /// spread over processes, the one with the journal tells it of all.
     fn commit(&self) {
         let mut list = TopicPartitionList::new();
-        let assigned = self.shown.lock().assigned.clone();
-        {
-            let desk = self.member().desk();
-            for (topic, partition) in &assigned {
-                let Some(next) = desk.durable(topic, *partition) else { continue };
-                if list.add_partition_offset(topic, *partition, Offset::Offset(next)).is_err() {
-                    return;
-                }
+        for (topic, partition, next) in self.desk(|desk| desk.durable()) {
+            if list.add_partition_offset(&topic, partition, Offset::Offset(next)).is_err() {
+                return;
             }
         }
         if list.count() > 0 {

@@ -8,6 +8,9 @@ use omnify_sinks::serve::Problem;
 /// A partition: its topic and its number.
 pub(super) type Partition = (Arc<str>, i32);
 
+/// Codes of the problems that a source tells.
+pub(crate) const PROBLEMS: [&str; 3] = ["kafka_failed", "kafka_registry", "kafka_lost"];
+
 /// A moment of the source.
 #[derive(Clone, Debug, Default)]
 pub struct KafkaStatus {

@@ -37,7 +37,7 @@ pub fn listen(config: &Checked) -> Result<Option<TcpListener>, ListenError> {
 
 /// The tokens of `http.tokens_file`: `TENANT TOKEN` on each line, `*` for an operator who sees all
 /// tenants; empty lines and `#` comments are skipped.
-pub(super) fn tokens(config: &Checked) -> Result<TokenTable, UsageError> {
+pub(crate) fn tokens(config: &Checked) -> Result<TokenTable, UsageError> {
     let file = &config.http.tokens_file;
     let mut table = TokenTable::open();
     if file.is_empty() {
@@ -69,7 +69,7 @@ pub(super) fn tokens(config: &Checked) -> Result<TokenTable, UsageError> {
 
 /// Without tokens, a server on this machine answers for its own names only, so that no web page can
 /// read it through a rebound name.
-pub(super) fn hosts(address: &SocketAddr, tokens: &TokenTable) -> Option<Vec<String>> {
+pub(crate) fn hosts(address: &SocketAddr, tokens: &TokenTable) -> Option<Vec<String>> {
     if !tokens.is_open() {
         return None;
     }

@@ -85,6 +85,7 @@ use self::batches::Batches;
 use self::past::Past;
 
 pub use access::{ListenError, listen};
+pub(crate) use access::{hosts, tokens};
 pub use intake::{Arrival, Intake};
 #[cfg(test)]
 pub(crate) use intake::{Arrivals, channel};
@@ -319,8 +320,9 @@ impl Live {
         let (stop, stopped) = bounded(1);
         let (ending, ended) = watch::channel(false);
         let queue_frames = config.engine.queue_frames;
-        let joined = leader.map(|leader| leader.join(&registry, queue_frames)).transpose()?;
-        let (others, cluster) = joined.unzip();
+        let http_port = address.map(|address| address.port());
+        let joined = leader.map(|leader| leader.join(&registry, queue_frames, http_port));
+        let (others, mut cluster) = joined.transpose()?.unzip();
         let ended_by_itself = stop.clone();
         let engine = std::thread::Builder::new().name("decide".into()).spawn(move || {
             let result = engine::run(spec, view, feeds, queue_frames, wakers, decider, others);
@@ -336,6 +338,10 @@ impl Live {
             }
         }
         intake.recover(false);
+        if let Some(cluster) = &mut cluster {
+            cluster.take_rows(config.engine.queue_events, &door, &intake, &positions)?;
+            watches.lock().unwrap_or_else(PoisonError::into_inner).push(cluster.problems());
+        }
         model_file::watch(&config, &inputs, intake.clone())?;
         let durable = journal.as_ref().zip(snapshot_busy).map(|(journal, snapshot_busy)| {
             ingest::DurableEnds {
@@ -596,7 +602,7 @@ impl Signals {
     }
 }
 
-fn serve_on(
+pub(crate) fn serve_on(
     runtime: &Runtime,
     listener: TcpListener,
     state: AppState,
@@ -619,7 +625,7 @@ fn serve_on(
     Ok(stop)
 }
 
-fn limits(config: &Checked, speed: u64) -> serve::Limits {
+pub(crate) fn limits(config: &Checked, speed: u64) -> serve::Limits {
     let usual = serve::Limits::default();
     serve::Limits {
         body_bytes_max: config.validation.request_bytes_max.bytes(),

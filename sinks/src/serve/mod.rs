@@ -24,6 +24,7 @@ mod error;
 mod features;
 mod feed;
 mod feeds;
+mod lent;
 mod orders;
 mod ports;
 mod ports_http;
@@ -39,6 +40,7 @@ mod view;
 pub use board::{Board, BoardConfig, CurrencyOf};
 pub use counters::{Conservation, Counters, LatencyMs, Problem, Watermarks};
 pub use feed::{ActionFeed, ActionState, DecisionFeed, KeptAction, KeptDecision};
+pub use lent::Lent;
 pub use ports::{
     Accepted, BidError, Bidder, Ingest, IngestFuture, OrderFuture, Orders, Push, PushError,
     PushFormat,

@@ -18,6 +18,7 @@ use tower_http::decompression::RequestDecompressionLayer;
 
 use super::cache::Answer;
 use super::error::ApiError;
+use super::lent::{self, Lent};
 use super::ports::{Bidder, Ingest, Orders};
 use super::snapshot::Snapshot;
 use super::tokens::{Scope, TokenTable};
@@ -96,6 +97,8 @@ pub struct AppState {
     /// Host names that requests may be for; `None` for any. On localhost without tokens set it to
     /// [`AppState::LOOPBACK`], so that no web page can read the engine through a rebound name.
     pub hosts: Option<Vec<String>>,
+    /// Set where the engine is in another process: then this one tells only how it is.
+    pub lent: Option<Lent>,
     /// Bounds.
     pub limits: Limits,
     /// Which program answers.
@@ -117,6 +120,7 @@ impl AppState {
             tokens: TokenTable::open(),
             present: None,
             hosts: None,
+            lent: None,
             limits: Limits::default(),
             build: BuildInfo::default(),
         }
@@ -174,6 +178,7 @@ pub(super) fn build(state: AppState, closing: Arc<watch::Sender<bool>>) -> Route
         .merge(guarded)
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(app.clone(), lent::redirect))
         .layer(from_fn_with_state(app.clone(), deadline))
         .layer(from_fn_with_state(app.clone(), known_host))
         .layer(RequestDecompressionLayer::new())

@@ -501,6 +501,26 @@ impl KafkaConsumed {
     }
 }
 
+/// Messages came too late: their partition had been given to another reader, who reads them again.
+#[derive(Clone, Copy, Debug)]
+pub struct KafkaFenced<'a> {
+    /// The topic.
+    pub source: &'a str,
+    /// The partition.
+    pub partition: i32,
+    /// How many.
+    pub messages: u64,
+}
+
+impl KafkaFenced<'_> {
+    /// Logs and counts.
+    pub fn emit(self) {
+        counter!(Metric::KafkaFenced.name()).increment(self.messages);
+        let KafkaFenced { source, partition, messages } = self;
+        info!(source, partition, messages, "refused from a reader that had lost the partition");
+    }
+}
+
 /// The Kafka source met an error of the brokers.
 #[derive(Clone, Copy)]
 pub struct KafkaSourceFailed<'a> {

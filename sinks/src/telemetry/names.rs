@@ -119,6 +119,8 @@ pub enum Metric {
     KafkaMessages,
     /// Messages passed over because they had been taken in before.
     KafkaSkipped,
+    /// Messages refused from a reader that had lost their partition.
+    KafkaFenced,
     /// Partitions that this process reads.
     KafkaPartitions,
     /// Messages behind the ends of the partitions.
@@ -174,6 +176,7 @@ impl Metric {
         Metric::KafkaErrors,
         Metric::KafkaMessages,
         Metric::KafkaSkipped,
+        Metric::KafkaFenced,
         Metric::KafkaPartitions,
         Metric::KafkaLag,
         Metric::KafkaPaused,
@@ -488,6 +491,14 @@ impl Metric {
                 kind: Counter,
                 unit: Some(Count),
                 help: "Messages passed over because they had been taken in before.",
+                labels: &[],
+                buckets: NONE,
+            },
+            Metric::KafkaFenced => Description {
+                name: "omnify_kafka_fenced_total",
+                kind: Counter,
+                unit: Some(Count),
+                help: "Messages refused from a reader that had lost their partition; the next one reads them.",
                 labels: &[],
                 buckets: NONE,
             },

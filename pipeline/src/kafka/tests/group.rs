@@ -1,5 +1,6 @@
 //! Groups, positions, pauses and brokers that fail, on librdkafka's in-process cluster.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use omnify_sinks::journal::Position;
@@ -14,6 +15,7 @@ use super::rig::{
     time_us, until,
 };
 use crate::clock::Clock;
+use crate::kafka::outlet::Here;
 use crate::kafka::{Positions, SourceOptions, TopicOptions};
 
 type Cluster = MockCluster<'static, rdkafka::producer::DefaultProducerContext>;
@@ -268,9 +270,9 @@ fn what_the_configuration_gets_wrong_is_refused_at_the_start() {
     options.connection.properties.insert("no.such.property".into(), "s3cret".into());
     let runtime = rig.runtime.handle();
     let clock = crate::clock::Clock::System;
-    let (intake, positions) = (rig.intake.clone(), rig.positions.clone());
+    let outlet = Here { intake: rig.intake.clone(), positions: rig.positions.clone() };
     let refused =
-        super::super::KafkaSource::start(&options, &rig.door, intake, positions, clock, runtime);
+        super::super::KafkaSource::start(&options, &rig.door, Arc::new(outlet), clock, runtime);
     let text = format!("{:#}", refused.err().expect("refused"));
     assert!(text.contains("no.such.property") && !text.contains("s3cret"), "{text}");
 }

@@ -13,6 +13,7 @@ use tokio::runtime::Runtime;
 
 use crate::clock::Clock;
 use crate::decode::{Door, Limits};
+use crate::kafka::outlet::Here;
 use crate::kafka::{KafkaSource, KafkaStatus, Positions, SourceOptions};
 use crate::live::{Arrival, Arrivals, Intake, channel};
 
@@ -54,9 +55,9 @@ impl Rig {
     }
 
     pub(super) fn start_at(&self, options: &SourceOptions, clock: Clock) -> KafkaSource {
-        let (intake, positions) = (self.intake.clone(), self.positions.clone());
+        let outlet = Here { intake: self.intake.clone(), positions: self.positions.clone() };
         let runtime = self.runtime.handle();
-        KafkaSource::start(options, &self.door, intake, positions, clock, runtime).unwrap()
+        KafkaSource::start(options, &self.door, Arc::new(outlet), clock, runtime).unwrap()
     }
 
     /// The next batch.
