@@ -53,7 +53,7 @@ impl Rig {
             Ledger::open(dir.path()).unwrap(),
             Options { backoff, ..Options::default() },
             Arc::new(|| 1_000),
-            runtime.handle().clone(),
+            Arc::new(runtime.handle().clone()),
         )
         .unwrap();
         Rig { platform, dispatcher, outcomes, _runtime: runtime, _dir: dir }

@@ -6,6 +6,7 @@
 //! `omnify_operators` and `omnify_decision` produced.
 
 pub mod action;
+pub mod disk;
 pub mod history;
 pub mod journal;
 pub mod kafka;

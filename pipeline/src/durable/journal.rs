@@ -60,14 +60,14 @@ pub struct Journal {
     keep_from: Arc<AtomicU64>,
     stalled: Arc<AtomicU64>,
     error: Arc<Mutex<Option<JournalError>>>,
-    thread: JoinHandle<()>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Journal {
-    /// Starts the thread on a journal that stands where `writer` says. `limits` bound what is kept
-    /// beyond [`Journal::keep_from`]; a disk that refuses for `patience` ends it; a `copy` elsewhere hears
-    /// what is durable, and says what it needs.
-    pub fn start(
+    /// A journal that stands where `writer` says, and what writes it: for [`Journal::start`], or to
+    /// be stepped. `limits` bound what is kept beyond [`Journal::keep_from`]; a disk that refuses for
+    /// `patience` ends it; a `copy` elsewhere hears what is durable, and says what it needs.
+    pub fn new(
         writer: JournalWriter,
         limits: Retention,
         patience: Duration,
@@ -75,7 +75,7 @@ impl Journal {
         clock: Clock,
         told: OnDurable,
         copy: Option<Copy>,
-    ) -> anyhow::Result<Journal> {
+    ) -> anyhow::Result<(Journal, Writing)> {
         if let Some(copy) = &copy {
             let extents = writer.opened_extents()?;
             extents.iter().for_each(|(segment, bytes)| copy.journal(segment, *bytes));
@@ -85,7 +85,8 @@ impl Journal {
         let keep_from = Arc::new(AtomicU64::new(0));
         let stalled = Arc::new(AtomicU64::new(0));
         let error = Arc::new(Mutex::new(None));
-        let mut writing = Writing {
+        let writing = Writing {
+            queue: receiver,
             writer,
             limits,
             patience,
@@ -97,14 +98,21 @@ impl Journal {
             told,
             copy,
         };
-        let failed = error.clone();
+        let queue = Some(queue);
+        Ok((Journal { queue, durable, keep_from, stalled, error, thread: None }, writing))
+    }
+
+    /// Starts the thread.
+    pub fn start(&mut self, mut writing: Writing) -> std::io::Result<()> {
+        let failed = self.error.clone();
         let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
-            if let Err(error) = writing.run(&receiver) {
+            if let Err(error) = writing.run() {
                 *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
             }
             writing.durable.end();
         })?;
-        Ok(Journal { queue: Some(queue), durable, keep_from, stalled, error, thread })
+        self.thread = Some(thread);
+        Ok(())
     }
 
     /// How far the journal is on disk.
@@ -131,13 +139,16 @@ impl Journal {
     /// Writes what is left. The senders must be gone.
     pub fn finish(mut self) -> anyhow::Result<()> {
         self.queue = None;
-        self.thread.join().map_err(|_| anyhow::anyhow!("the journal thread panicked"))?;
+        let ended = self.thread.map_or(Ok(()), JoinHandle::join);
+        ended.map_err(|_| anyhow::anyhow!("the journal thread panicked"))?;
         let error = self.error.lock().unwrap_or_else(PoisonError::into_inner).take();
         error.map_or(Ok(()), |error| Err(error.into()))
     }
 }
 
-struct Writing {
+/// The work of the thread.
+pub struct Writing {
+    queue: Receiver<JournalTick>,
     writer: JournalWriter,
     limits: Retention,
     patience: Duration,
@@ -151,37 +162,47 @@ struct Writing {
 }
 
 impl Writing {
-    fn run(&mut self, queue: &Receiver<JournalTick>) -> Result<(), JournalError> {
-        let (mut receipts, mut positions) = (Vec::new(), Vec::new());
-        while let Ok(first) = queue.recv() {
-            let mut ticks = 0;
-            for JournalTick { entry, receipts: of } in
-                std::iter::once(first).chain(queue.try_iter()).take(GROUP_TICKS)
-            {
-                self.writer.append(&entry)?;
-                positions.extend(entry.positions);
-                receipts.extend(of);
-                ticks += 1;
+    fn run(&mut self) -> Result<(), JournalError> {
+        while let Ok(first) = self.queue.recv() {
+            if !self.group(first)? {
+                break;
             }
-            let started = clock::instant();
-            if self.copy.as_ref().is_some_and(Copy::is_lost) {
-                // Another engine goes on from the copy: what comes now must not count here.
-                return Ok(());
-            }
-            if let (Some(tick), Some(extent)) = (self.persist()?, self.writer.extent()) {
-                let (positions, receipts) =
-                    (std::mem::take(&mut positions), std::mem::take(&mut receipts));
-                (self.told)(Durable { tick, positions, receipts, extent: extent.clone() });
-                // Whoever acts on a durable tick can rely on its copy being under way.
-                if let Some(copy) = &self.copy {
-                    copy.journal(&extent.0, extent.1);
-                }
-                self.durable.reach(tick);
-            }
-            events::JournalCommitted { ticks, took: started.elapsed() }.emit();
-            self.retain();
         }
         Ok(())
+    }
+
+    /// Writes what waits, as one group; false when nothing does.
+    pub fn step(&mut self) -> Result<bool, JournalError> {
+        self.queue.try_recv().map_or(Ok(false), |first| self.group(first))
+    }
+
+    /// False when nothing more may count.
+    fn group(&mut self, first: JournalTick) -> Result<bool, JournalError> {
+        let (mut receipts, mut positions, mut ticks) = (Vec::new(), Vec::new(), 0);
+        for JournalTick { entry, receipts: of } in
+            std::iter::once(first).chain(self.queue.try_iter()).take(GROUP_TICKS)
+        {
+            self.writer.append(&entry)?;
+            positions.extend(entry.positions);
+            receipts.extend(of);
+            ticks += 1;
+        }
+        let started = clock::instant();
+        if self.copy.as_ref().is_some_and(Copy::is_lost) {
+            // Another engine goes on from the copy: what comes now must not count here.
+            return Ok(false);
+        }
+        if let (Some(tick), Some(extent)) = (self.persist()?, self.writer.extent()) {
+            (self.told)(Durable { tick, positions, receipts, extent: extent.clone() });
+            // Whoever acts on a durable tick can rely on its copy being under way.
+            if let Some(copy) = &self.copy {
+                copy.journal(&extent.0, extent.1);
+            }
+            self.durable.reach(tick);
+        }
+        events::JournalCommitted { ticks, took: clock::since(started) }.emit();
+        self.retain();
+        Ok(true)
     }
 
     /// Commits, again and again while the disk is full.
@@ -199,10 +220,10 @@ impl Writing {
                         events::JournalFailed { error: &error }.emit();
                     }
                     let since = refused.get_or_insert_with(clock::instant);
-                    if since.elapsed() >= self.patience {
+                    if clock::since(*since) >= self.patience {
                         return Err(error);
                     }
-                    std::thread::sleep(RETRY);
+                    clock::sleep(RETRY);
                 }
             }
         }

@@ -32,11 +32,11 @@ mod recover;
 mod snapshot;
 mod state;
 
-pub use journal::{Durable, Journal, JournalTick, OnDurable, Receipt};
+pub use journal::{Durable, Journal, JournalTick, OnDurable, Receipt, Writing};
 pub use mirror::{
     Claimed, Copy, Folders, Mirror, MirrorOptions, Strict, in_doubt_until, restore_if_empty,
 };
 pub use reached::Reached;
 pub use recover::{JOURNAL, LEDGER, Recovered, SNAPSHOTS, Start, Tail, recover, start_of};
-pub use snapshot::{Moment, Snapshots, Surroundings};
+pub use snapshot::{Gathering, Moment, Snapshots, Surroundings};
 pub use state::{EngineState, Inputs, Positions};

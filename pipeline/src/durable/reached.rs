@@ -36,6 +36,11 @@ impl Reached {
         self.changed.notify_all();
     }
 
+    /// Whether it will move no further.
+    pub fn has_ended(&self) -> bool {
+        self.lock().ended
+    }
+
     /// How far it has come.
     pub fn tick(&self) -> Option<Tick> {
         self.lock().tick

@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use omnify_decision::stage::{Stage, StageConfig};
 use omnify_operators::model::{EntityKey, Registry, RegistryView, Tick};
 use omnify_operators::state::StateItem;
+use omnify_sinks::disk::{Disk, FileSystem};
 use omnify_sinks::journal::{JournalOptions, JournalReader, JournalWriter, StartRecord, Ticks};
 use omnify_sinks::snapshot::{Snapshot, SnapshotStore};
 
@@ -51,21 +52,23 @@ pub struct Recovered {
     pub started: Option<StartRecord>,
 }
 
-/// Reads the state folder `dir`; an empty one is a new engine. `registry` must be empty.
+/// Reads the state folder `dir` on `disk`; an empty one is a new engine. `registry` must be empty.
 pub fn recover(
+    disk: &Arc<dyn Disk>,
     dir: &Path,
     registry: &Arc<Registry>,
     stage: Option<StageConfig>,
     options: JournalOptions,
 ) -> anyhow::Result<Recovered> {
-    let start = start_of(&dir.join(SNAPSHOTS), registry, stage.clone())?;
+    let start = start_on(disk, &dir.join(SNAPSHOTS), registry, stage.clone())?;
     let snapshot = start.as_ref().map(|start| start.tick);
     let Start { items, stage, engine, .. } = match start {
         Some(start) => start,
         None => Start { stage: stage.map(Stage::new).transpose()?, ..Start::default() },
     };
     let view = RegistryView::new(registry.clone());
-    let (writer, opened) = JournalWriter::open(&dir.join(JOURNAL), options, view)?;
+    let (writer, opened) =
+        JournalWriter::open_on(disk.clone(), &dir.join(JOURNAL), options, view)?;
     if opened.repaired_bytes > 0 {
         tracing::warn!(bytes = opened.repaired_bytes, "cut off the torn end of the journal");
     }
@@ -98,10 +101,20 @@ pub fn start_of(
     registry: &Arc<Registry>,
     stage: Option<StageConfig>,
 ) -> anyhow::Result<Option<Start>> {
+    let disk: Arc<dyn Disk> = Arc::new(FileSystem);
+    start_on(&disk, dir, registry, stage)
+}
+
+fn start_on(
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    registry: &Arc<Registry>,
+    stage: Option<StageConfig>,
+) -> anyhow::Result<Option<Start>> {
     if !dir.is_dir() {
         return Ok(None);
     }
-    let found = SnapshotStore::open(dir)?.newest_valid()?;
+    let found = SnapshotStore::open_on(disk.clone(), dir)?.newest_valid()?;
     for damaged in &found.damaged {
         tracing::error!(
             tick = damaged.tick,

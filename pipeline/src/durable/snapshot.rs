@@ -18,6 +18,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use omnify_decision::stage::Stage;
 use omnify_operators::model::{EntityKey, RegistryView, Tick};
 use omnify_operators::state::StateItem;
+use omnify_sinks::disk::Disk;
 use omnify_sinks::snapshot::{Manifest, SnapshotStore, SnapshotWriter};
 use omnify_sinks::telemetry::events;
 
@@ -56,6 +57,8 @@ enum Message {
 
 /// What a snapshot depends on.
 pub struct Surroundings {
+    /// The disk.
+    pub disk: Arc<dyn Disk>,
     /// Folder of the snapshots.
     pub dir: PathBuf,
     /// Snapshots to keep.
@@ -82,16 +85,23 @@ pub struct Snapshots {
 }
 
 impl Snapshots {
-    /// Starts the thread.
-    pub fn start(surroundings: Surroundings) -> anyhow::Result<Snapshots> {
-        let store = SnapshotStore::open(&surroundings.dir)?;
+    /// The handle, and what writes the snapshots: for a thread, or to be stepped.
+    pub fn new(surroundings: Surroundings) -> anyhow::Result<(Snapshots, Gathering)> {
+        let store = SnapshotStore::open_on(surroundings.disk.clone(), &surroundings.dir)?;
         let (queue, receiver) = bounded(QUEUE);
         let busy = Arc::new(AtomicBool::new(false));
-        let done = busy.clone();
-        let thread = std::thread::Builder::new()
-            .name("snapshot".into())
-            .spawn(move || Gathering { store, surroundings, busy: done }.run(&receiver))?;
-        Ok(Snapshots { queue: Some(queue), busy, thread: Some(thread) })
+        let (next, open) = (None, None);
+        let gathering =
+            Gathering { queue: receiver, next, open, store, surroundings, busy: busy.clone() };
+        Ok((Snapshots { queue: Some(queue), busy, thread: None }, gathering))
+    }
+
+    /// Starts the thread.
+    pub fn start(surroundings: Surroundings) -> anyhow::Result<Snapshots> {
+        let (mut snapshots, gathering) = Snapshots::new(surroundings)?;
+        let thread = std::thread::Builder::new().name("snapshot".into());
+        snapshots.thread = Some(thread.spawn(move || gathering.run())?);
+        Ok(snapshots)
     }
 
     /// True from the moment a snapshot is asked for until it is committed or given up.
@@ -136,7 +146,12 @@ impl Drop for Snapshots {
     }
 }
 
-struct Gathering {
+/// The work of the thread.
+pub struct Gathering {
+    queue: Receiver<Message>,
+    /// Taken from the queue and not worked on yet.
+    next: Option<Message>,
+    open: Option<Open>,
     store: SnapshotStore,
     surroundings: Surroundings,
     busy: Arc<AtomicBool>,
@@ -153,43 +168,57 @@ struct Open {
 }
 
 impl Gathering {
-    fn run(mut self, queue: &Receiver<Message>) {
-        let mut open: Option<Open> = None;
-        while let Ok(message) = queue.recv() {
-            let result = match message {
-                Message::Begin(moment) => {
-                    let tick = moment.tick;
-                    self.begin(*moment).map(|begun| open = Some(begun)).map_err(|e| (tick, e))
-                }
-                Message::Items(items) => match &mut open {
-                    Some(open) => open.take(items).map_err(|e| (open.tick, e)),
-                    // Given up; what is still exported belongs to nobody.
-                    None => Ok(()),
-                },
-                Message::Complete => match open.take() {
-                    Some(open) => {
-                        let tick = open.tick;
-                        let result = self.commit(open).map_err(|error| (tick, error));
-                        self.busy.store(false, Ordering::Release);
-                        result
-                    }
-                    None => {
-                        self.busy.store(false, Ordering::Release);
-                        Ok(())
-                    }
-                },
-            };
-            if let Err((tick, error)) = result {
-                // Until its export is complete it stays busy: no second one may begin before.
-                open = None;
-                events::SnapshotFailed { tick, error: &format!("{error:#}") }.emit();
+    fn run(mut self) {
+        while let Ok(message) = self.queue.recv() {
+            self.handle(message);
+        }
+    }
+
+    /// Works on the next message; false when there is none, or when it would have to wait for the
+    /// history or the journal.
+    pub fn step(&mut self) -> bool {
+        self.next = self.next.take().or_else(|| self.queue.try_recv().ok());
+        if let (Some(Message::Complete), Some(open)) = (&self.next, &self.open) {
+            let Surroundings { history, journal, .. } = &self.surroundings;
+            let waits = |of: &Reached| of.tick() < Some(open.tick) && !of.has_ended();
+            if history.iter().chain([journal]).any(|of| waits(of)) {
+                return false;
             }
+        }
+        self.next.take().map(|message| self.handle(message)).is_some()
+    }
+
+    fn handle(&mut self, message: Message) {
+        let result = match message {
+            Message::Begin(moment) => {
+                let tick = moment.tick;
+                self.begin(*moment).map(|begun| self.open = Some(begun)).map_err(|e| (tick, e))
+            }
+            Message::Items(items) => match &mut self.open {
+                Some(open) => open.take(items).map_err(|e| (open.tick, e)),
+                // Given up; what is still exported belongs to nobody.
+                None => Ok(()),
+            },
+            Message::Complete => {
+                let open = self.open.take();
+                let result = open.map_or(Ok(()), |open| {
+                    let tick = open.tick;
+                    self.commit(open).map_err(|error| (tick, error))
+                });
+                self.busy.store(false, Ordering::Release);
+                result
+            }
+        };
+        if let Err((tick, error)) = result {
+            // Until its export is complete it stays busy: no second one may begin before.
+            self.open = None;
+            events::SnapshotFailed { tick, error: &format!("{error:#}") }.emit();
         }
     }
 
     fn begin(&mut self, moment: Moment) -> anyhow::Result<Open> {
         let started = clock::instant();
-        let mut writer = SnapshotWriter::begin(self.store.root(), moment.tick)?;
+        let mut writer = SnapshotWriter::begin(&self.store, moment.tick)?;
         if let Some(stage) = &moment.stage {
             writer.chunk(STAGE, &stage.save())?;
         }
@@ -218,7 +247,7 @@ impl Gathering {
             config_toml: self.surroundings.config_toml.clone(),
             ..Manifest::default()
         })?;
-        let (bytes, took) = (committed.bytes, open.started.elapsed());
+        let (bytes, took) = (committed.bytes, clock::since(open.started));
         events::SnapshotTaken { tick: open.tick, bytes, took }.emit();
         let pinned = self.surroundings.copy.as_ref().and_then(Copy::pinned);
         let oldest = self.store.keep(self.surroundings.keep, pinned)?.oldest_kept;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use hdrhistogram::Histogram;
@@ -105,7 +105,8 @@ pub struct RunSummary {
     pub compared: u64,
 }
 
-struct Running {
+/// The work of the decision thread.
+pub struct Deciding {
     decider: Decider,
     digest: DecisionDigest,
     /// Ticks up to this one are made once more; `None` once they are.
@@ -135,9 +136,64 @@ const OUTPUTS_GRACE: Duration = Duration::from_secs(5);
 impl Decider {
     /// Works until the workers end.
     pub fn run(self, completed: &[Receiver<Completed>]) -> anyhow::Result<RunSummary> {
-        let resume = self.resume.as_ref();
+        let mut deciding = Deciding::new(self)?;
+        let mut parts = Vec::with_capacity(completed.len());
+        'ticks: loop {
+            let mut note = Note::default();
+            for worker in completed {
+                let Ok(complete) = worker.recv() else { break 'ticks };
+                note.merge(complete.note);
+                parts.push(complete.part);
+            }
+            if let Some(made) = deciding.decide(&mut parts, &mut note)?
+                && !deciding.conclude(&mut parts, note, made)?
+            {
+                break;
+            }
+            parts.clear();
+        }
+        deciding.finish()
+    }
+}
+
+/// What was decided at a tick and has not left yet.
+pub struct Made {
+    tick: Tick,
+    /// The tick is made once more.
+    again: bool,
+    frame: Frame,
+    output: TickOutput,
+    started: Instant,
+}
+
+impl Made {
+    /// The tick.
+    pub fn tick(&self) -> Tick {
+        self.tick
+    }
+
+    /// What was decided.
+    pub fn output(&self) -> &TickOutput {
+        &self.output
+    }
+
+    /// The complete frame.
+    pub fn frame(&self) -> &Frame {
+        &self.frame
+    }
+
+    /// Whether it was made by an earlier process already.
+    pub fn is_again(&self) -> bool {
+        self.again
+    }
+}
+
+impl Deciding {
+    /// Shows what is known already.
+    pub fn new(decider: Decider) -> anyhow::Result<Deciding> {
+        let resume = decider.resume.as_ref();
         let chain = resume.map_or([0; 32], |resume| resume.state.digest);
-        let digest = DecisionDigest::resume(self.windows, chain);
+        let digest = DecisionDigest::resume(decider.windows, chain);
         let latency_us: Histogram<u64> = Histogram::new_with_bounds(1, 600_000_000, 3)
             .map_err(|e| anyhow::anyhow!("latency histogram: {e:?}"))?;
         let decided_us = latency_us.clone();
@@ -148,38 +204,27 @@ impl Decider {
         };
         let telemetry =
             TelemetryBatch { before: summary.counters.clone(), ..TelemetryBatch::default() };
-        let mut running = Running {
+        let mut deciding = Deciding {
             again_until: resume.map(|resume| resume.until),
             again: Vec::new(),
             exported: 0,
-            decider: self,
+            decider,
             digest,
             summary,
             latency_us,
             decided_us,
             telemetry,
         };
-        running.show_resumed();
-        let mut parts = Vec::with_capacity(completed.len());
-        'ticks: loop {
-            let mut note = Note::default();
-            for worker in completed {
-                let Ok(complete) = worker.recv() else { break 'ticks };
-                note.merge(complete.note);
-                parts.push(complete.part);
-            }
-            if !running.tick(&mut parts, note)? {
-                break;
-            }
-            parts.clear();
-        }
-        running.finish()
+        deciding.show_resumed();
+        Ok(deciding)
     }
-}
 
-impl Running {
-    /// One complete tick; false when the history or the journal is lost and the engine must stop.
-    fn tick(&mut self, parts: &mut [Part], mut note: Note) -> anyhow::Result<bool> {
+    /// Decides upon one complete tick; `None` where there is nothing to decide.
+    pub fn decide(
+        &mut self,
+        parts: &mut [Part],
+        note: &mut Note,
+    ) -> anyhow::Result<Option<Made>> {
         let started = clock::instant();
         let tick = parts[0].tick;
         if let Some(what) = parts.iter_mut().find_map(|part| part.restore_failed.take()) {
@@ -188,7 +233,7 @@ impl Running {
         if note.restored {
             // The state itself; nothing happened at this tick.
             self.summary.last_tick = tick;
-            return Ok(true);
+            return Ok(None);
         }
         let again = self.again_until.is_some_and(|until| tick <= until);
         if !again && self.again_until.take().is_some() {
@@ -200,17 +245,30 @@ impl Running {
             || format!("parts of ticks {:?}", parts.iter().map(|p| p.tick).collect::<Vec<_>>()),
         );
         let frame = frame::assemble(parts, &mut self.decider.view);
-        let mut output = match &mut self.decider.stage {
+        let output = match &mut self.decider.stage {
             Some(stage) => stage.on_tick(tick, &note.controls, &frame),
             None => TickOutput::default(),
         };
         if again {
             let alert = |action: &&Action| matches!(action.desired, Setting::Alert { .. });
             self.again.extend(output.actions.iter().filter(alert).cloned());
-        } else if !self.hand_over(tick, &output.actions) {
+        }
+        Ok(Some(Made { tick, again, frame, output, started }))
+    }
+
+    /// Hands everything on; false when the history or the journal is lost and the engine must stop.
+    /// Actions wait for the journal to hold the tick.
+    pub fn conclude(
+        &mut self,
+        parts: &mut [Part],
+        mut note: Note,
+        made: Made,
+    ) -> anyhow::Result<bool> {
+        let Made { tick, again, frame, mut output, started } = made;
+        if !again && !self.hand_over(tick, &output.actions) {
             return Ok(false);
         }
-        let latency = note.arrived.map(|arrived| arrived.elapsed());
+        let latency = note.arrived.map(clock::since);
         self.measure(&output, latency);
         output.decisions.iter().for_each(|decision| {
             self.digest.absorb(decision);
@@ -261,7 +319,7 @@ impl Running {
             let book = stage.bid_book();
             *self.decider.book.write().unwrap_or_else(PoisonError::into_inner) = book;
         }
-        self.emit(tick, parts, started.elapsed());
+        self.emit(tick, parts, clock::since(started));
         let commit = inputs.is_some();
         if let Some(inputs) = inputs {
             self.begin_snapshot(tick, *inputs, digest);
@@ -289,6 +347,16 @@ impl Running {
         let recorded = recorder.record(data);
         self.decider.decided.store(tick, Ordering::Release);
         Ok(recorded)
+    }
+
+    /// The stage, if the engine decides.
+    pub fn stage(&self) -> Option<&Stage> {
+        self.decider.stage.as_ref()
+    }
+
+    /// What it came to so far.
+    pub fn summary(&self) -> &RunSummary {
+        &self.summary
     }
 
     /// Readers see at once what was known before.

@@ -27,12 +27,15 @@ use omnify_operators::graph::Part;
 use omnify_operators::model::RegistryView;
 use omnify_operators::spec::FeatureSpec;
 
-pub use decide::{Decider, Execution, Resume, RunSummary, SharedBook, Watch, Watches, latency_ms};
+pub use decide::{
+    Decider, Deciding, Execution, Made, Resume, RunSummary, SharedBook, Watch, Watches, latency_ms,
+};
 pub use mesh::Mesh;
 pub use note::{Completed, Note, Notes};
-pub use record::{Progress, Recorder};
+pub use record::{Progress, Recorder, Recording};
 pub use wake::Wakers;
 pub use worker::BoxedFeed;
+pub(crate) use worker::{Workers, start as start_workers};
 
 /// Workers in other processes that take part in the graph (see [`crate::cluster`]).
 pub struct Others {

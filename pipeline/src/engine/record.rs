@@ -96,7 +96,7 @@ impl Progress {
 pub struct Recorder {
     queue: Option<Sender<TickData>>,
     rows_max: u64,
-    thread: JoinHandle<Result<Summary, HistoryError>>,
+    thread: Option<JoinHandle<Result<Summary, HistoryError>>>,
     /// What it shows.
     pub progress: Arc<Progress>,
     /// Up to where the history is committed.
@@ -111,9 +111,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const RETRY: Duration = Duration::from_millis(500);
 
 impl Recorder {
-    /// Starts the thread. Up to `rows_max` rows may wait, or one tick of more. Files are closed at
-    /// least every `file_time`, if given. With a `journal`, nothing is committed that it does not hold.
-    /// A full disk is tried again for `patience`.
+    /// Starts the thread.
     pub fn start(
         writer: HistoryWriter,
         view: RegistryView,
@@ -122,10 +120,36 @@ impl Recorder {
         file_time: Option<Duration>,
         journal: Option<Arc<Reached>>,
     ) -> std::io::Result<Recorder> {
+        let (mut recorder, mut recording) =
+            Recorder::new(writer, view, rows_max, patience, file_time, journal);
+        let thread = std::thread::Builder::new().name("history".into()).spawn(move || {
+            let result = recording.run();
+            recording.committed.end();
+            result
+        })?;
+        recorder.thread = Some(thread);
+        Ok(recorder)
+    }
+
+    /// The handle, and what writes: for a thread, or to be stepped. Up to `rows_max` rows may wait,
+    /// or one tick of more. A full disk is tried again for `patience`. Files are closed at least every
+    /// `file_time`, if given. With a `journal`, nothing is committed that it does not hold.
+    pub fn new(
+        writer: HistoryWriter,
+        view: RegistryView,
+        rows_max: usize,
+        patience: Duration,
+        file_time: Option<Duration>,
+        journal: Option<Arc<Reached>>,
+    ) -> (Recorder, Recording) {
         let (queue, receiver) = bounded(TICKS_MAX);
         let progress = Arc::new(Progress::default());
         let committed = Arc::new(Reached::at(writer.last_tick()));
-        let mut recording = Recording {
+        let recording = Recording {
+            queue: receiver,
+            file_time,
+            flushed: clock::instant(),
+            owed: false,
             held: writer.last_tick(),
             newest: writer.last_tick(),
             settled: true,
@@ -137,13 +161,8 @@ impl Recorder {
             journal,
             committed: committed.clone(),
         };
-        let thread = std::thread::Builder::new().name("history".into()).spawn(move || {
-            let result = recording.run(&receiver, file_time);
-            recording.committed.end();
-            result
-        })?;
-        let queue = Some(queue);
-        Ok(Recorder { queue, rows_max: rows_max as u64, thread, progress, committed })
+        let (queue, rows_max) = (Some(queue), rows_max as u64);
+        (Recorder { queue, rows_max, thread: None, progress, committed }, recording)
     }
 
     /// Hands over a tick, and waits for room if need be; false when the thread has given up.
@@ -151,7 +170,7 @@ impl Recorder {
         let rows = data.rows();
         let mut waiting = self.progress.lock();
         while *waiting > 0 && *waiting + rows > self.rows_max {
-            if self.thread.is_finished() {
+            if self.thread.as_ref().is_none_or(JoinHandle::is_finished) {
                 return false;
             }
             let waited = self.progress.room.wait_timeout(waiting, LOOK_AGAIN);
@@ -170,12 +189,19 @@ impl Recorder {
     /// Writes what is left and says what the history holds.
     pub fn finish(mut self) -> anyhow::Result<Summary> {
         self.queue = None;
-        let result = self.thread.join();
-        Ok(result.map_err(|_| anyhow::anyhow!("the history thread panicked"))??)
+        let thread = self.thread.ok_or_else(|| anyhow::anyhow!("there is no history thread"))?;
+        Ok(thread.join().map_err(|_| anyhow::anyhow!("the history thread panicked"))??)
     }
 }
 
-struct Recording {
+/// The work of the thread.
+pub struct Recording {
+    queue: Receiver<TickData>,
+    file_time: Option<Duration>,
+    /// When it was committed last.
+    flushed: Instant,
+    /// A commit is due.
+    owed: bool,
     writer: HistoryWriter,
     view: RegistryView,
     /// The bound is time, not tries: a try encodes a whole part again.
@@ -194,36 +220,63 @@ struct Recording {
 }
 
 impl Recording {
-    fn run(
-        &mut self,
-        queue: &Receiver<TickData>,
-        file_time: Option<Duration>,
-    ) -> Result<Summary, HistoryError> {
-        let mut flushed = clock::instant();
+    fn run(&mut self) -> Result<Summary, HistoryError> {
         loop {
-            let next = match file_time {
-                Some(every) => queue.recv_timeout(every),
-                None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            let next = match self.file_time {
+                Some(every) => self.queue.recv_timeout(every),
+                None => self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
-            let mut commit = false;
-            match next {
-                Ok(data) => {
-                    let rows = data.rows();
-                    commit = data.commit;
-                    self.tick(data)?;
-                    *self.progress.lock() -= rows;
-                    self.progress.room.notify_all();
-                }
-                Err(RecvTimeoutError::Timeout) => {}
+            let due = match next {
+                Ok(data) => self.take(data)?,
+                Err(RecvTimeoutError::Timeout) => self.is_due(),
                 Err(RecvTimeoutError::Disconnected) => return self.finish(),
-            }
-            let due = commit || file_time.is_some_and(|every| flushed.elapsed() >= every);
+            };
             if due {
                 self.commit()?;
-                flushed = clock::instant();
+                self.flushed = clock::instant();
             }
             self.merge(due);
         }
+    }
+
+    /// From now on small files are merged on the caller's thread.
+    pub fn merge_inline(&mut self) {
+        self.merge = self.merge.as_ref().map(|_| BackgroundMerge::inline());
+    }
+
+    /// Takes the next tick, or commits what is due; false when there is nothing to do, or when the
+    /// journal would have to be waited for.
+    pub fn step(&mut self) -> Result<bool, HistoryError> {
+        if !self.owed {
+            self.owed = match self.queue.try_recv() {
+                Ok(data) => self.take(data)?,
+                Err(_) if self.is_due() => true,
+                Err(_) => return Ok(false),
+            };
+            return Ok(true);
+        }
+        let journal = self.journal.as_ref();
+        if journal.is_some_and(|of| self.settled && of.tick() < self.newest && !of.has_ended()) {
+            return Ok(false);
+        }
+        self.commit()?;
+        (self.owed, self.flushed) = (false, clock::instant());
+        self.merge(true);
+        self.merge(false);
+        Ok(true)
+    }
+
+    /// Writes a tick; true when a commit is due.
+    fn take(&mut self, data: TickData) -> Result<bool, HistoryError> {
+        let (rows, commit) = (data.rows(), data.commit);
+        self.tick(data)?;
+        *self.progress.lock() -= rows;
+        self.progress.room.notify_all();
+        Ok(commit || self.is_due())
+    }
+
+    fn is_due(&self) -> bool {
+        self.file_time.is_some_and(|every| clock::since(self.flushed) >= every)
     }
 
     /// After a commit a merge may begin; one that runs is looked after all the time.
@@ -241,8 +294,9 @@ impl Recording {
         }
     }
 
-    /// Without a journal everything is committed; with one, what it cannot make again.
-    fn finish(&mut self) -> Result<Summary, HistoryError> {
+    /// Nothing more comes. Without a journal everything is committed; with one, what it cannot make
+    /// again.
+    pub fn finish(&mut self) -> Result<Summary, HistoryError> {
         match self.journal {
             None => self.persist(HistoryWriter::finish),
             Some(_) => {
@@ -326,10 +380,10 @@ impl Recording {
                         events::HistoryFailed { table: "all", error: &error }.emit();
                     }
                     let since = refused.get_or_insert_with(clock::instant);
-                    if !error.is_disk_full() || since.elapsed() >= self.patience {
+                    if !error.is_disk_full() || clock::since(*since) >= self.patience {
                         return Err(error);
                     }
-                    std::thread::sleep(RETRY);
+                    clock::sleep(RETRY);
                 }
             }
         }

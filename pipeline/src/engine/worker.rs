@@ -26,18 +26,18 @@ const PARK_FED: Duration = Duration::from_millis(1);
 const PANICKED: Duration = Duration::from_secs(3);
 
 /// The running workers.
-pub(super) struct Workers {
+pub(crate) struct Workers {
     guards: timely::communication::WorkerGuards<()>,
     comms: Option<Comms>,
     /// Complete ticks, one queue for each worker.
-    pub(super) completed: Vec<Receiver<Completed>>,
+    pub(crate) completed: Vec<Receiver<Completed>>,
     /// The first error a feed met, if any.
-    pub(super) failure: Failure,
+    pub(crate) failure: Failure,
 }
 
 /// The first error of a feed, shared by all workers.
 #[derive(Clone, Default)]
-pub(super) struct Failure(Arc<Mutex<Option<anyhow::Error>>>);
+pub(crate) struct Failure(Arc<Mutex<Option<anyhow::Error>>>);
 
 impl Failure {
     fn set(&self, error: anyhow::Error) {
@@ -45,7 +45,7 @@ impl Failure {
     }
 
     /// Takes the error.
-    pub(super) fn take(&self) -> Option<anyhow::Error> {
+    pub(crate) fn take(&self) -> Option<anyhow::Error> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -68,7 +68,7 @@ impl Drop for Panicked {
 
 /// Starts one worker for each feed. Complete ticks wait in queues of `queue_ticks`. With a `mesh`
 /// they work together with those of other processes.
-pub(super) fn start(
+pub(crate) fn start(
     spec: Arc<FeatureSpec>,
     view: RegistryView,
     feeds: Vec<BoxedFeed>,
@@ -175,7 +175,7 @@ fn may_feed(graph: &graph::Graph, sent: &mut VecDeque<Tick>) -> bool {
 
 impl Workers {
     /// Waits for all workers; reports the first that panicked.
-    pub(super) fn join(self) -> anyhow::Result<()> {
+    pub(crate) fn join(self) -> anyhow::Result<()> {
         // Workers that still have something to hand on learn that nobody takes it.
         drop(self.completed);
         for (index, result) in self.guards.join().into_iter().enumerate() {

@@ -62,10 +62,11 @@ impl Batches {
         }
     }
 
-    /// Its rows were not taken.
+    /// Its rows were not taken now. They may have been by an earlier process, whose ticks are being
+    /// made once more meanwhile: then the key stays known.
     pub(super) fn abandon(&self, tenant: &Arc<str>, key: &Arc<str>) {
         let (name, mut memory) = ((tenant.clone(), key.clone()), self.lock());
-        if memory.keys.get(&name).is_some_and(Option::is_none) {
+        if memory.keys.get(&name) == Some(&None) {
             memory.keys.remove(&name);
         }
     }
@@ -153,5 +154,9 @@ mod tests {
         assert_eq!(again.begin(&tenant, &key), Known::Taken(answer));
         again.closed(6 + KEPT_MS, &[batch("b")]);
         assert_eq!(again.begin(&tenant, &key), Known::New);
+        // Turned away while the tick that took it is being made once more.
+        again.restore(batches.list());
+        again.abandon(&tenant, &key);
+        assert_eq!(again.begin(&tenant, &key), Known::Taken(answer));
     }
 }

@@ -9,7 +9,8 @@ use omnify_decision::control::Control;
 use omnify_operators::model::Tick;
 use omnify_sinks::action::dispatcher::Backoff;
 use omnify_sinks::action::{
-    ActionSink, Dispatcher, KafkaActions, KafkaOptions, Ledger, Market, MarketOptions, Options,
+    ActionSink, Dispatcher, KafkaActions, KafkaOptions, Ledger, Market, MarketOptions, NowTick,
+    Options,
 };
 use tokio::runtime::Handle;
 
@@ -52,8 +53,27 @@ pub(super) fn start(
         }
         ExecutorKind::Kafka => Arc::new(KafkaActions::new(kafka(config)?)?),
     };
+    let mut ledger = Ledger::open(ledger)?;
+    if let Some(copy) = copy {
+        ledger.copied_by(Arc::new(copy))?;
+    }
+    let (now, runtime) = (now(clock), Arc::new(runtime.clone()));
+    let options = options(config, in_doubt_until);
+    let (dispatcher, outcomes) = Dispatcher::start(sink, ledger, options, now, runtime)?;
+    Ok(Some((Execution { dispatcher, inputs: inputs.clone() }, outcomes)))
+}
+
+/// Tells the dispatcher the tick.
+pub(super) fn now(clock: &Clock) -> NowTick {
+    let clock = clock.clone();
+    Arc::new(move || clock.now())
+}
+
+/// Bounds and waits of the dispatcher.
+pub(super) fn options(config: &Checked, in_doubt_until: Tick) -> Options {
+    let executor = &config.executor;
     let base = executor.backoff.duration();
-    let options = Options {
+    Options {
         queue_max: config.engine.queue_actions,
         in_flight_max: executor.concurrency,
         backoff: Backoff {
@@ -63,15 +83,7 @@ pub(super) fn start(
         },
         in_doubt_until,
         ..Options::default()
-    };
-    let mut ledger = Ledger::open(ledger)?;
-    if let Some(copy) = copy {
-        ledger.copied_by(Arc::new(copy))?;
     }
-    let clock = clock.clone();
-    let (dispatcher, outcomes) =
-        Dispatcher::start(sink, ledger, options, Arc::new(move || clock.now()), runtime.clone())?;
-    Ok(Some((Execution { dispatcher, inputs: inputs.clone() }, outcomes)))
 }
 
 fn kafka(config: &Checked) -> anyhow::Result<KafkaOptions> {

@@ -9,7 +9,6 @@
 //! order of everything. When the workers, the journal or its copy are behind, nothing more is taken from
 //! the sources until they have caught up.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -17,12 +16,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, never, select};
 use omnify_decision::control::Control;
 use omnify_operators::graph::Mark;
-use omnify_operators::model::{EntityKey, Event, NO_ID, ReportRow, Tick};
+use omnify_operators::model::{Event, NO_ID, ReportRow, Tick};
 use omnify_sinks::journal::{BatchKey, Position, TickEntry};
 use omnify_sinks::telemetry::events;
 
 use super::batches::Batches;
 use super::intake::{Arrival, Arrivals};
+use super::observed::Observed;
 use super::overload::Overload;
 use crate::clock::{self, Clock};
 use crate::decode::Door;
@@ -41,7 +41,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(1);
 const SAMPLE_TICKS: u64 = 100;
 
 /// The loop's ends.
-pub(super) struct Ingest {
+pub(super) struct Ends {
     /// From the sources.
     pub(super) arrivals: Arrivals,
     /// From the dispatcher.
@@ -106,134 +106,195 @@ enum Close {
     Last,
 }
 
-/// When settings were last learned from an acknowledgement, by owner.
-type Acknowledged = HashMap<EntityKey, Instant>;
+/// The loop, between two ticks.
+pub(super) struct Ingest {
+    ends: Ends,
+    pending: Pending,
+    observed: Observed,
+    overload: Overload,
+    /// When a tick was closed last.
+    closed: Instant,
+    /// When a snapshot was asked for last.
+    snapshot: Instant,
+    ticks: u64,
+    /// Once the loop has been told to end: since when, and whether the last snapshot is under way.
+    ending: Option<(Instant, bool)>,
+}
 
 impl Ingest {
-    /// Runs until stopped, or until the engine is gone. `controls` enter at the first tick.
-    pub(super) fn run(mut self, controls: Vec<Control>) {
+    /// `controls` enter at the first tick.
+    pub(super) fn new(ends: Ends, mut controls: Vec<Control>) -> Ingest {
+        if ends.durable.is_some() {
+            // An earlier process may have ended behind.
+            controls.push(Control::Calm { level: 0 });
+        }
         let mut pending = Pending { any: true, ..Pending::default() };
         pending.note.controls = controls;
-        let mut acknowledged = Acknowledged::new();
-        let mut overload = Overload::new(clock::instant());
-        self.arrivals.closed(self.last);
-        if self.durable.is_some() {
-            // An earlier process may have ended behind.
-            pending.note.controls.push(Control::Calm { level: 0 });
+        ends.arrivals.closed(ends.last);
+        let now = clock::instant();
+        Ingest {
+            ends,
+            pending,
+            observed: Observed::default(),
+            overload: Overload::new(now),
+            closed: now,
+            snapshot: now,
+            ticks: 0,
+            ending: None,
         }
-        let (mut closed, mut snapshot, mut ticks) = (clock::instant(), clock::instant(), 0_u64);
+    }
+
+    /// Runs until stopped, or until the engine is gone.
+    pub(super) fn run(mut self) {
         let (no_arrivals, no_controls) = (never(), never());
         loop {
-            let room = self.has_room();
+            let room = self.ends.has_room();
             // What is not copied yet must not grow further; time and outcomes go on.
-            let full = pending.note.rows >= self.arrivals.rows_max() as u64 || self.copy_is_full();
-            let arrivals = if room && !full { &self.arrivals.usual } else { &no_arrivals };
-            let full = full || pending.reports.len() >= REPORTS_PER_TICK;
-            let reports = if room && !full { &self.arrivals.reports } else { &no_arrivals };
-            let (outcomes, inputs) =
-                if room { (&self.outcomes, &self.inputs) } else { (&no_controls, &no_controls) };
-            let tick_every = overload.stretch(self.tick_every);
-            let every = if pending.any { tick_every } else { IDLE.max(tick_every) };
+            let taking = room && !self.is_full();
+            let arrivals = if taking { &self.ends.arrivals.usual } else { &no_arrivals };
+            let taking = room && self.takes_reports();
+            let reports = if taking { &self.ends.arrivals.reports } else { &no_arrivals };
+            let (outcomes, inputs) = match room {
+                true => (&self.ends.outcomes, &self.ends.inputs),
+                false => (&no_controls, &no_controls),
+            };
             let wait = match room {
-                true => every.saturating_sub(closed.elapsed()),
+                true => self.every().saturating_sub(clock::since(self.closed)),
                 false => LOOK_AGAIN,
             };
             select! {
                 recv(arrivals) -> arrival => if let Ok(arrival) = arrival {
-                    self.take(arrival, &mut pending, &acknowledged);
+                    self.take(arrival);
                 },
                 recv(reports) -> arrival => if let Ok(arrival) = arrival {
-                    self.take(arrival, &mut pending, &acknowledged);
+                    self.take(arrival);
                 },
                 recv(outcomes) -> control => match control {
-                    Ok(control) => note(control, &mut pending, &mut acknowledged),
+                    Ok(control) => self.note(control),
                     // The dispatcher is gone; the engine follows.
-                    Err(_) => self.outcomes = never(),
+                    Err(_) => self.ends.outcomes = never(),
                 },
                 recv(inputs) -> control => if let Ok(control) = control {
-                    note(control, &mut pending, &mut acknowledged);
+                    self.note(control);
                 },
-                recv(self.stopped) -> _ => {
-                    // Closed to the sources by now: what is in the queues is all there is.
-                    self.drain(&mut pending, &mut acknowledged);
-                    self.finish(pending);
+                recv(self.ends.stopped) -> _ => {
+                    while self.end() {
+                        clock::sleep(self.ends.tick_every);
+                    }
                     return;
                 }
                 default(wait) => {}
             }
-            let idle = !pending.any && matches!(self.clock, Clock::Manual(_));
-            let every = if pending.any { tick_every } else { IDLE.max(tick_every) };
-            if idle || closed.elapsed() < every || !self.has_room() {
-                continue;
-            }
-            closed = clock::instant();
-            let kind = match self.snapshot_due(snapshot) {
-                true => Close::Snapshot,
-                false => Close::Usual,
-            };
-            if kind == Close::Snapshot {
-                snapshot = closed;
-            }
-            let Some(tick) = self.close(std::mem::take(&mut pending), kind) else { return };
-            self.watch(&mut overload, tick, closed, &mut pending);
-            ticks += 1;
-            if ticks % SAMPLE_TICKS == 0 {
-                self.sample();
+            if !self.close_if_due() {
+                return;
             }
         }
     }
 
-    fn has_room(&self) -> bool {
-        let journal = self.durable.as_ref().is_none_or(|durable| !durable.journal.is_full());
-        journal && self.queue.has_room()
+    /// The last closed tick.
+    pub(super) fn last(&self) -> Tick {
+        self.ends.last
     }
 
-    fn copy_is_full(&self) -> bool {
-        let copy = self.durable.as_ref().and_then(|durable| durable.copy.as_ref());
-        copy.is_some_and(Copy::is_full)
+    /// Where the sources stood when the last tick of an earlier process was closed.
+    pub(super) fn recovered(&mut self, positions: &[Position]) {
+        if let Some(durable) = &mut self.ends.durable {
+            durable.positions.advance(positions);
+        }
     }
 
-    fn snapshot_due(&self, last: Instant) -> bool {
-        self.durable.as_ref().is_some_and(|durable| {
-            last.elapsed() >= durable.snapshot_every
+    /// Takes what waits, and closes the tick if it is time; false when the engine is gone.
+    pub(super) fn step(&mut self) -> bool {
+        if self.ends.has_room() {
+            while !self.is_full()
+                && let Ok(arrival) = self.ends.arrivals.usual.try_recv()
+            {
+                self.take(arrival);
+            }
+            while self.takes_reports()
+                && let Ok(arrival) = self.ends.arrivals.reports.try_recv()
+            {
+                self.take(arrival);
+            }
+            self.take_controls();
+        }
+        self.close_if_due()
+    }
+
+    /// One tick takes no more.
+    fn is_full(&self) -> bool {
+        let copy = self.ends.durable.as_ref().and_then(|durable| durable.copy.as_ref());
+        self.pending.note.rows >= self.ends.arrivals.rows_max() as u64
+            || copy.is_some_and(Copy::is_full)
+    }
+
+    /// One tick takes little of the reports' lane.
+    fn takes_reports(&self) -> bool {
+        !self.is_full() && self.pending.reports.len() < REPORTS_PER_TICK
+    }
+
+    /// Time from one tick to the next.
+    fn every(&self) -> Duration {
+        let tick_every = self.overload.stretch(self.ends.tick_every);
+        if self.pending.any { tick_every } else { IDLE.max(tick_every) }
+    }
+
+    fn close_if_due(&mut self) -> bool {
+        let idle = !self.pending.any && matches!(self.ends.clock, Clock::Manual(_));
+        if idle || clock::since(self.closed) < self.every() || !self.ends.has_room() {
+            return true;
+        }
+        self.closed = clock::instant();
+        let kind = match self.snapshot_due() {
+            true => Close::Snapshot,
+            false => Close::Usual,
+        };
+        if kind == Close::Snapshot {
+            self.snapshot = self.closed;
+        }
+        let Some(tick) = self.ends.close(std::mem::take(&mut self.pending), kind) else {
+            return false;
+        };
+        self.watch(tick);
+        self.ticks += 1;
+        if self.ticks % SAMPLE_TICKS == 0 {
+            self.ends.sample();
+        }
+        true
+    }
+
+    fn snapshot_due(&self) -> bool {
+        self.ends.durable.as_ref().is_some_and(|durable| {
+            clock::since(self.snapshot) >= durable.snapshot_every
                 && !durable.snapshot_busy.load(Ordering::Acquire)
         })
     }
 
     /// On the system clock; in simulated time whoever moves the clock waits for the engine.
-    fn watch(&mut self, overload: &mut Overload, tick: Tick, now: Instant, next: &mut Pending) {
-        if matches!(self.clock, Clock::Manual(_)) {
+    fn watch(&mut self, tick: Tick) {
+        if matches!(self.ends.clock, Clock::Manual(_)) {
             return;
         }
-        let decided = self.decided.load(Ordering::Acquire);
-        if let Some(lag) = overload.closed(tick, decided, now) {
-            self.level = overload.level();
-            events::OverloadChanged { level: self.level, lag }.emit();
-            next.note.controls.push(Control::Calm { level: self.level });
-            next.any = true;
+        let decided = self.ends.decided.load(Ordering::Acquire);
+        if let Some(lag) = self.overload.closed(tick, decided, self.closed) {
+            self.ends.level = self.overload.level();
+            events::OverloadChanged { level: self.ends.level, lag }.emit();
+            self.pending.note.controls.push(Control::Calm { level: self.ends.level });
+            self.pending.any = true;
         }
     }
 
-    fn sample(&self) {
-        let depth = self.queue.depth();
-        events::QueueSampled { queue: "ticks", depth }.emit();
-        let depth = self.arrivals.usual.len() + self.arrivals.reports.len();
-        events::QueueSampled { queue: "arrivals", depth }.emit();
-        if let Some(durable) = &self.durable {
-            events::QueueSampled { queue: "journal", depth: durable.journal.len() }.emit();
-        }
-    }
-
-    fn take(&self, arrival: Arrival, pending: &mut Pending, acknowledged: &Acknowledged) {
-        self.arrivals.took(&arrival);
+    fn take(&mut self, arrival: Arrival) {
+        self.ends.arrivals.took(&arrival);
         if let Some(tick) = arrival.known_until {
-            self.clock.advance(tick);
+            self.ends.clock.advance(tick);
         }
+        let pending = &mut self.pending;
         pending.any = true;
-        let observed = arrival.observed;
-        let fresh = arrival.controls.into_iter().filter(|control| match (control, observed) {
-            (Control::Observe { entity, .. }, Some(observed)) => {
-                acknowledged.get(entity).is_none_or(|at| *at < observed)
+        let (begun, observed) = (arrival.observed, &mut self.observed);
+        let fresh = arrival.controls.into_iter().filter(|control| match (control, begun) {
+            (Control::Observe { entity, actual }, Some(begun)) => {
+                observed.is_news(entity, actual, begun)
             }
             _ => true,
         });
@@ -256,44 +317,79 @@ impl Ingest {
         });
     }
 
-    fn drain(&self, pending: &mut Pending, acknowledged: &mut Acknowledged) {
-        for arrival in self.arrivals.usual.try_iter().chain(self.arrivals.reports.try_iter()) {
-            self.take(arrival, pending, acknowledged);
+    /// Takes a control; remembers when an owner's action ended.
+    fn note(&mut self, control: Control) {
+        if let Control::Acknowledge { owner, outcome, .. } = &control {
+            self.observed.ended(owner, outcome, clock::instant());
         }
-        for control in self.outcomes.try_iter().chain(self.inputs.try_iter()) {
-            note(control, pending, acknowledged);
+        self.pending.any = true;
+        self.pending.note.controls.push(control);
+    }
+
+    fn take_controls(&mut self) {
+        while let Ok(control) = self.ends.outcomes.try_recv() {
+            self.note(control);
+        }
+        while let Ok(control) = self.ends.inputs.try_recv() {
+            self.note(control);
         }
     }
 
-    /// Closes what is pending. With a journal the engine will go on from here another time, so a
-    /// last snapshot is taken; without one this is the end, and nothing stays open.
-    fn finish(&mut self, mut pending: Pending) {
-        let Some(durable) = &self.durable else {
-            self.close(pending, Close::Last);
-            return;
+    /// Closes what is pending, a tick at a call; false when that was all. With a journal the engine
+    /// will go on from here another time, so a last snapshot is taken; without one this is the end,
+    /// and nothing stays open.
+    pub(super) fn end(&mut self) -> bool {
+        let (started, asked) = match self.ending {
+            Some(ending) => ending,
+            None => {
+                // Closed to the sources by now: what is in the queues is all there is.
+                while let Ok(arrival) = self.ends.arrivals.usual.try_recv() {
+                    self.take(arrival);
+                }
+                while let Ok(arrival) = self.ends.arrivals.reports.try_recv() {
+                    self.take(arrival);
+                }
+                self.take_controls();
+                (clock::instant(), false)
+            }
         };
-        let (busy, within) = (durable.snapshot_busy.clone(), durable.stop_within);
-        let (started, mut asked) = (clock::instant(), false);
-        loop {
-            let free = !busy.load(Ordering::Acquire);
-            if asked && free {
-                return;
-            }
-            if started.elapsed() >= within {
-                tracing::warn!(
-                    last_tick = self.last,
-                    decided = self.decided.load(Ordering::Acquire),
-                    "no last snapshot within state.stop_within: the next start replays more of the \
-                     journal, which is complete",
-                );
-                return;
-            }
-            let kind = if !asked && free { Close::Snapshot } else { Close::Usual };
-            asked |= kind == Close::Snapshot;
-            if self.close(std::mem::take(&mut pending), kind).is_none() {
-                return;
-            }
-            std::thread::sleep(self.tick_every);
+        let pending = std::mem::take(&mut self.pending);
+        let Some(durable) = &self.ends.durable else {
+            self.ends.close(pending, Close::Last);
+            return false;
+        };
+        let free = !durable.snapshot_busy.load(Ordering::Acquire);
+        if asked && free {
+            return false;
+        }
+        if clock::since(started) >= durable.stop_within {
+            tracing::warn!(
+                last_tick = self.ends.last,
+                decided = self.ends.decided.load(Ordering::Acquire),
+                "no last snapshot within state.stop_within: the next start replays more of the \
+                 journal, which is complete",
+            );
+            return false;
+        }
+        let kind = if !asked && free { Close::Snapshot } else { Close::Usual };
+        self.ending = Some((started, asked || kind == Close::Snapshot));
+        self.ends.close(pending, kind).is_some()
+    }
+}
+
+impl Ends {
+    fn has_room(&self) -> bool {
+        let journal = self.durable.as_ref().is_none_or(|durable| !durable.journal.is_full());
+        journal && self.queue.has_room()
+    }
+
+    fn sample(&self) {
+        let depth = self.queue.depth();
+        events::QueueSampled { queue: "ticks", depth }.emit();
+        let depth = self.arrivals.usual.len() + self.arrivals.reports.len();
+        events::QueueSampled { queue: "arrivals", depth }.emit();
+        if let Some(durable) = &self.durable {
+            events::QueueSampled { queue: "journal", depth: durable.journal.len() }.emit();
         }
     }
 
@@ -352,13 +448,4 @@ impl Ingest {
         }
         self.queue.close(TickBatch { tick, mark, events, reports, note }).then_some(tick)
     }
-}
-
-/// Takes a control; remembers when an owner's action ended.
-fn note(control: Control, pending: &mut Pending, acknowledged: &mut Acknowledged) {
-    if let Control::Acknowledge { owner, .. } = &control {
-        acknowledged.insert(owner.clone(), clock::instant());
-    }
-    pending.any = true;
-    pending.note.controls.push(control);
 }

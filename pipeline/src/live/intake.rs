@@ -32,7 +32,8 @@ pub struct Arrival {
     pub controls: Vec<Control>,
     /// When the rows arrived, where latency is measured.
     pub arrived: Option<Instant>,
-    /// When the reading of `controls` began: an acknowledgement that came after it knows better.
+    /// When the reading of `controls` began: an acknowledgement that came after it knows better. What
+    /// is known already is left out, so a reader tells everything.
     pub observed: Option<Instant>,
     /// Up to when the source's numbers are complete, if it knows.
     pub watermarks: Option<Watermarks>,
@@ -128,6 +129,11 @@ impl Intake {
     /// The last closed tick. Where the wall clock was set back it is the engine's time.
     pub fn tick(&self) -> Tick {
         self.shared.tick.load(Ordering::Acquire)
+    }
+
+    /// Rows from which on nothing more should be read.
+    pub fn rows_max(&self) -> usize {
+        self.shared.rows_max
     }
 
     /// Waits for room, then hands over. False, and nothing taken, when the engine is closed.

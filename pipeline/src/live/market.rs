@@ -1,6 +1,5 @@
 //! A reader of the simulator's ad platform: its feed of metrics, and the settings it holds.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -57,8 +56,6 @@ pub struct MarketFeed {
     decoder: Push,
     cursor: u64,
     lags: Lags,
-    /// Settings as they were told last.
-    told: BTreeMap<EntityKey, Actual>,
 }
 
 /// How late the platform's numbers are.
@@ -100,8 +97,7 @@ impl MarketFeed {
             .build()
             .map_err(|source| MarketError::Http { url: url.clone(), source })?;
         let decoder = Push::native(door, "market");
-        let told = BTreeMap::new();
-        Ok(MarketFeed { client, base: url, runtime, decoder, cursor: 0, lags, told })
+        Ok(MarketFeed { client, base: url, runtime, decoder, cursor: 0, lags })
     }
 
     /// Reads everything there is now and hands it to `intake`, page by page. `measured` says whether
@@ -149,7 +145,7 @@ impl MarketFeed {
         Ok((Arrival { batch, arrived, watermarks, known_until, ..Arrival::default() }, full))
     }
 
-    /// Reads all settings and hands those that changed to `intake`.
+    /// Reads all settings and hands them to `intake`.
     pub fn observe(&mut self, intake: &Intake) -> Result<(), MarketError> {
         let observed = clock::instant();
         let controls = self.settings()?;
@@ -159,7 +155,7 @@ impl MarketFeed {
         Err(MarketError::Closed)
     }
 
-    /// Settings that differ from what was told last.
+    /// All settings.
     pub fn settings(&mut self) -> Result<Vec<Control>, MarketError> {
         let mut controls = Vec::new();
         let mut after = 0;
@@ -172,10 +168,7 @@ impl MarketFeed {
             let count = page.entities.len();
             for Entity { entity, bid_micros, daily_budget_micros, status } in page.entities {
                 let actual = Actual { bid_micros, budget_micros: daily_budget_micros, status };
-                if self.told.get(&entity) != Some(&actual) {
-                    self.told.insert(entity.clone(), actual.clone());
-                    controls.push(Control::Observe { entity, actual });
-                }
+                controls.push(Control::Observe { entity, actual });
             }
             if count < PAGE_ENTITIES {
                 return Ok(controls);

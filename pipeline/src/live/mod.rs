@@ -16,12 +16,14 @@
 //! | `push` | `POST /v1/events` |
 //! | `orders` | what people tell the engine: approvals, kills |
 //! | `batches` | the memory of idempotency keys |
+//! | `observed` | which readings of settings are news |
 //! | `overload` | what gives way when the engine cannot keep up |
 //! | `past` | where an earlier process stood, and the history it wrote |
 //! | `bidder` | `POST /v1/bids` |
 //! | `executor` | from the configuration to a dispatcher |
 //! | `access` | listening address, tokens, host names |
 //! | `model_file` | watches `decision.model_file` |
+//! | `stepped` | the same engine without threads, for simulations |
 //! | `market` | reads the feed and the settings of the simulator's ad platform |
 //!
 //! # Contract
@@ -45,10 +47,12 @@ mod ingest;
 mod intake;
 pub mod market;
 mod model_file;
+mod observed;
 mod orders;
 mod overload;
 mod past;
 mod push;
+mod stepped;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -61,6 +65,7 @@ use crossbeam_channel::{Sender, bounded};
 use omnify_config::{Checked, ExecutorKind};
 use omnify_decision::control::Control;
 use omnify_operators::model::{Registry, RegistryView, Tick};
+use omnify_sinks::disk::{Disk, FileSystem};
 use omnify_sinks::serve::{self, AppState, Board, BoardConfig, BuildInfo, Snapshot};
 use omnify_sinks::telemetry;
 use tokio::runtime::Runtime;
@@ -82,7 +87,7 @@ use crate::kafka::{Outputs, Positions};
 use crate::setup::{self, Mode};
 
 use self::batches::Batches;
-use self::past::Past;
+use self::past::{Past, Place};
 
 pub use access::{ListenError, listen};
 pub(crate) use access::{hosts, tokens};
@@ -90,6 +95,7 @@ pub use intake::{Arrival, Intake};
 #[cfg(test)]
 pub(crate) use intake::{Arrivals, channel};
 pub use past::{START, other_config};
+pub use stepped::{Pushed, Stepped, SteppedSetup};
 
 /// Closed ticks that may wait for the workers.
 const QUEUE_TICKS: usize = 8;
@@ -201,18 +207,16 @@ impl Live {
             let (deferred, now, reached) = Strict::between(told);
             (strict, told, acknowledged) = (deferred, now, Some(reached));
         }
-        let past = Past::open(
-            &config,
-            state.as_deref(),
-            history,
-            &registry,
-            &spec,
-            &clock,
-            told,
-            claimed.as_ref(),
-        )?;
+        let disk: Arc<dyn Disk> = Arc::new(FileSystem);
+        let claim = claimed.as_ref();
+        let place = Place { disk: &disk, state: state.as_deref(), history, claimed: claim };
+        let past = Past::open(place, &config, &registry, &spec, &clock, told)?;
         let Past { stage, writer, history, journal, snapshots_dir, restore, tail, engine, last } =
             past;
+        let start = |(mut journal, writing): (Journal, durable::Writing)| {
+            journal.start(writing).map(|()| journal)
+        };
+        let journal = journal.map(start).transpose()?;
         let until = tail.as_ref().map(|tail| tail.last);
         let in_doubt = state.as_deref().map_or(Ok(0), |state| in_doubt_until(state, last))?;
         let copied = (copy.clone(), in_doubt);
@@ -234,6 +238,7 @@ impl Live {
         };
         let snapshots = match (&journal, snapshots_dir) {
             (Some(journal), Some(dir)) => Some(Snapshots::start(Surroundings {
+                disk,
                 dir,
                 keep: config.state.snapshots_kept,
                 view: view.clone(),
@@ -355,7 +360,7 @@ impl Live {
                 copy,
             }
         });
-        let ingest = ingest::Ingest {
+        let ends = ingest::Ends {
             arrivals,
             outcomes,
             inputs: inputs_out,
@@ -370,7 +375,7 @@ impl Live {
         };
         let ingest = std::thread::Builder::new()
             .name("ingest".into())
-            .spawn(move || ingest.run(controls))?;
+            .spawn(move || ingest::Ingest::new(ends, controls).run())?;
         telemetry::events::Started { version: env!("CARGO_PKG_VERSION") }.emit();
         Ok(Live {
             intake,

@@ -15,6 +15,7 @@ use omnify_decision::stage::Stage;
 use omnify_operators::model::{Registry, RegistryView, Tick};
 use omnify_operators::spec::FeatureSpec;
 use omnify_operators::state::StateItem;
+use omnify_sinks::disk::{Disk, FileSystem};
 use omnify_sinks::history::{
     HistoryError, HistoryMeta, HistoryWriter, START_FOLDER, WriterOptions,
 };
@@ -25,12 +26,23 @@ use super::HistoryAt;
 use crate::clock::Clock;
 use crate::commands::output_error;
 use crate::durable::{
-    Claimed, EngineState, JOURNAL, Journal, OnDurable, Recovered, SNAPSHOTS, Tail, recover,
+    Claimed, EngineState, JOURNAL, Journal, OnDurable, Recovered, SNAPSHOTS, Tail, Writing,
+    recover,
 };
 use crate::setup::{self, Mode};
 
 /// Folder, in a history, of the snapshot that it begins with.
 pub const START: &str = START_FOLDER;
+
+/// Where the past is kept.
+pub(super) struct Place<'a> {
+    pub(super) disk: &'a Arc<dyn Disk>,
+    /// The state folder, if there is one.
+    pub(super) state: Option<&'a Path>,
+    pub(super) history: Option<HistoryAt>,
+    /// The copy elsewhere, if there is one.
+    pub(super) claimed: Option<&'a Claimed>,
+}
 
 /// Everything that the state folder and the history say.
 pub(super) struct Past {
@@ -38,7 +50,8 @@ pub(super) struct Past {
     pub(super) writer: Option<HistoryWriter>,
     /// Folder of the history.
     pub(super) history: Option<PathBuf>,
-    pub(super) journal: Option<Journal>,
+    /// The journal, and what writes it.
+    pub(super) journal: Option<(Journal, Writing)>,
     pub(super) snapshots_dir: Option<PathBuf>,
     pub(super) restore: Option<(Tick, Vec<StateItem>)>,
     pub(super) tail: Option<Tail>,
@@ -50,21 +63,19 @@ pub(super) struct Past {
 impl Past {
     /// Opens both. Without a state folder the engine is new. `told` hears what becomes durable, and a
     /// copy elsewhere what is there.
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn open(
+        place: Place<'_>,
         config: &Arc<Checked>,
-        state: Option<&Path>,
-        history: Option<HistoryAt>,
         registry: &Arc<Registry>,
         spec: &FeatureSpec,
         clock: &Clock,
         told: OnDurable,
-        claimed: Option<&Claimed>,
     ) -> anyhow::Result<Past> {
+        let Place { disk, state, history, claimed } = place;
         let stage = setup::stage_config(config);
         let view = RegistryView::new(registry.clone());
         let epoch = claimed.map(Claimed::epoch);
-        let histories = Histories { config, spec, view: &view, clock, epoch };
+        let histories = Histories { disk, config, spec, view: &view, clock, epoch };
         let Some(dir) = state else {
             let (writer, history) = histories.open(history, None)?.unzip();
             return Ok(Past {
@@ -82,7 +93,7 @@ impl Past {
         std::fs::create_dir_all(dir)
             .map_err(|error| output_error(dir, &error))
             .context("state.dir")?;
-        let recovered = recover(dir, registry, stage, journal_options(config))?;
+        let recovered = recover(disk, dir, registry, stage, journal_options(config))?;
         let (writer, history) = histories.open(history, Some((dir, &recovered)))?.unzip();
         let Recovered { writer: mut journal, snapshot, items, stage, mut engine, tail, started } =
             recovered;
@@ -109,7 +120,7 @@ impl Past {
             stage,
             writer,
             history,
-            journal: Some(Journal::start(
+            journal: Some(Journal::new(
                 journal,
                 limits,
                 patience,
@@ -142,7 +153,8 @@ pub fn other_config(state: &Path, config: &Checked) -> anyhow::Result<Option<Str
         return Ok(None);
     }
     let registry = Arc::new(setup::registry(&Arc::new(config.clone())));
-    let recovered = recover(state, &registry, None, journal_options(config))?;
+    let disk: Arc<dyn Disk> = Arc::new(FileSystem);
+    let recovered = recover(&disk, state, &registry, None, journal_options(config))?;
     let before = recovered.tail.and(recovered.started).map(|started| started.config_toml);
     Ok(before.filter(|before| *before != config.outcome_toml()))
 }
@@ -153,6 +165,7 @@ fn name_of(folder: &Path) -> Option<String> {
 
 /// Finds or makes the folder of a history.
 struct Histories<'a> {
+    disk: &'a Arc<dyn Disk>,
     config: &'a Arc<Checked>,
     spec: &'a FeatureSpec,
     view: &'a RegistryView,
@@ -171,13 +184,8 @@ impl Histories<'_> {
         let root = match at {
             None => return Ok(None),
             Some(HistoryAt::Folder(folder)) => {
-                let writer = HistoryWriter::create(
-                    &folder,
-                    self.meta(),
-                    self.view.clone(),
-                    self.options(past.is_some()),
-                )?;
-                return Ok(Some((self.with_currencies(writer), folder)));
+                let writer = self.create(&folder, past.is_some())?;
+                return Ok(Some((writer, folder)));
             }
             Some(HistoryAt::Below(root)) => root,
         };
@@ -192,9 +200,15 @@ impl Histories<'_> {
         {
             copy_snapshot(dir, tick, &folder)?;
         }
-        let options = self.options(past.is_some());
-        let writer = HistoryWriter::create(&folder, self.meta(), self.view.clone(), options)?;
-        Ok(Some((self.with_currencies(writer), folder)))
+        Ok(Some((self.create(&folder, past.is_some())?, folder)))
+    }
+
+    fn create(&self, folder: &Path, journal: bool) -> anyhow::Result<HistoryWriter> {
+        let (view, options, disk) =
+            (self.view.clone(), self.options(journal), self.disk.clone());
+        let writer =
+            HistoryWriter::create_on(folder.to_owned(), self.meta(), view, options, disk)?;
+        Ok(self.with_currencies(writer))
     }
 
     /// The history of the earlier process, if this one can go on with it.
@@ -207,8 +221,8 @@ impl Histories<'_> {
         let Some(folder) = name.map(|name| root.join(name)).filter(|folder| folder.is_dir()) else {
             return Ok(None);
         };
-        let meta = self.meta();
-        match HistoryWriter::open(&folder, meta, self.view.clone(), self.options(true)) {
+        let (view, options, disk) = (self.view.clone(), self.options(true), self.disk.clone());
+        match HistoryWriter::open_on(folder.clone(), self.meta(), view, options, disk) {
             Ok(writer) if writer.last_tick() >= recovered.snapshot => {
                 Ok(Some((self.with_currencies(writer), folder)))
             }

@@ -32,14 +32,14 @@ pub(super) struct HttpPush {
     places: Arc<Semaphore>,
 }
 
-struct Source {
+pub(super) struct Source {
     decoder: Mutex<Push>,
     intake: Intake,
     batches: Batches,
 }
 
 /// A key under which a body is being taken.
-struct Pending {
+pub(super) struct Pending {
     tenant: Arc<str>,
     key: Arc<str>,
 }
@@ -47,9 +47,8 @@ struct Pending {
 impl HttpPush {
     /// A source of rows in the engine's own form.
     pub(super) fn new(door: Arc<Door>, intake: Intake, batches: Batches) -> HttpPush {
-        let decoder = Mutex::new(Push::native(door, "/v1/events"));
         let places = Arc::new(Semaphore::new(BODIES_MAX));
-        HttpPush { source: Arc::new(Source { decoder, intake, batches }), places }
+        HttpPush { source: Arc::new(Source::new(door, intake, batches)), places }
     }
 }
 
@@ -72,23 +71,15 @@ const fn busy() -> PushError {
 }
 
 impl Source {
+    pub(super) fn new(door: Arc<Door>, intake: Intake, batches: Batches) -> Source {
+        Source { decoder: Mutex::new(Push::native(door, "/v1/events")), intake, batches }
+    }
+
     async fn push(self: Arc<Source>, push: Body) -> Result<Accepted, PushError> {
-        let pending = push.key.as_ref().map(|key| Pending {
-            tenant: push.scope.tenant().unwrap_or(ALL).into(),
-            key: key.as_str().into(),
-        });
-        // A key that an earlier process took would look new.
-        if self.intake.is_recovering() {
-            return Err(busy());
-        }
-        if let Some(Pending { tenant, key }) = &pending {
-            match self.batches.begin(tenant, key) {
-                Known::New => {}
-                // The first sending is on its way to the disk.
-                Known::Pending => return Err(busy()),
-                Known::Taken(answer) => return Ok(answer),
-            }
-        }
+        let pending = match self.begin(&push) {
+            Ok(pending) => pending,
+            Err(answer) => return answer,
+        };
         let (source, batch) = (self.clone(), pending.as_ref().map(Pending::batch));
         let taken = tokio::task::spawn_blocking(move || source.take(&push, batch));
         let taken = taken
@@ -101,17 +92,41 @@ impl Source {
             },
             Err(error) => Err(error),
         };
-        if let Some(Pending { tenant, key }) = &pending {
-            match &taken {
-                Ok(_) => self.batches.taken(tenant, key),
-                Err(_) => self.batches.abandon(tenant, key),
-            }
-        }
+        self.end(pending.as_ref(), taken.is_ok());
         taken
     }
 
+    /// Looks the body's key up, if it has one; what comes back as an error is the answer.
+    pub(super) fn begin(
+        &self,
+        push: &Body,
+    ) -> Result<Option<Pending>, Result<Accepted, PushError>> {
+        // A key that an earlier process took would look new.
+        if self.intake.is_recovering() {
+            return Err(Err(busy()));
+        }
+        let Some(key) = &push.key else { return Ok(None) };
+        let tenant = push.scope.tenant().unwrap_or(ALL).into();
+        let pending = Pending { tenant, key: key.as_str().into() };
+        match self.batches.begin(&pending.tenant, &pending.key) {
+            Known::New => Ok(Some(pending)),
+            // The first sending is on its way to the disk.
+            Known::Pending => Err(Err(busy())),
+            Known::Taken(answer) => Err(Ok(answer)),
+        }
+    }
+
+    /// The body under the key was taken, or was not.
+    pub(super) fn end(&self, pending: Option<&Pending>, taken: bool) {
+        let Some(Pending { tenant, key }) = pending else { return };
+        match taken {
+            true => self.batches.taken(tenant, key),
+            false => self.batches.abandon(tenant, key),
+        }
+    }
+
     /// Takes a body; what comes back beside the answer resolves when it is on disk.
-    fn take(
+    pub(super) fn take(
         &self,
         push: &Body,
         key: Option<BatchKey>,
@@ -161,7 +176,7 @@ impl Source {
 }
 
 impl Pending {
-    fn batch(&self) -> BatchKey {
+    pub(super) fn batch(&self) -> BatchKey {
         let (tenant, key) = (self.tenant.clone(), self.key.clone());
         BatchKey { tenant, key, accepted: 0, dead_letters: 0, ignored: 0 }
     }

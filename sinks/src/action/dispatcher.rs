@@ -29,14 +29,13 @@ use omnify_decision::action::{Action, Id};
 use omnify_decision::control::{Control, Outcome};
 use omnify_operators::model::{EntityKey, Tick};
 use serde::Serialize;
-use tokio::runtime::Handle;
-use tokio::task::AbortHandle;
 
 pub use super::backoff::Backoff;
 use super::drive::{Driver, Entry, Interim, Surroundings};
 use super::ledger::{Ledger, LedgerError, Seen};
 use super::plan::{Plan, plan};
 use super::queue::{Pushed, Queue};
+use super::runtime::{Abort, Runtime};
 use super::{ActionSink, Intent};
 use crate::telemetry::events::{ActionsEnded, QueueFull, QueueSampled};
 
@@ -225,8 +224,45 @@ impl Dispatcher {
         ledger: Ledger,
         options: Options,
         now: NowTick,
-        runtime: Handle,
+        runtime: Arc<dyn Runtime>,
     ) -> Result<(Dispatcher, Receiver<Control>), LedgerError> {
+        let (mut dispatcher, outcomes, dispatching, ending) =
+            Dispatcher::assemble(sink, ledger, options, now, runtime);
+        let thread = std::thread::Builder::new()
+            .name("actions".into())
+            .spawn(move || {
+                dispatching.run();
+                drop(ending);
+            })
+            .map_err(|source| LedgerError::Io {
+                what: "start the thread of",
+                path: "actions".into(),
+                source,
+            })?;
+        dispatcher.thread = Some(thread);
+        Ok((dispatcher, outcomes))
+    }
+
+    /// The same without a thread: what it would do is to be stepped.
+    pub fn stepped(
+        sink: Arc<dyn ActionSink>,
+        ledger: Ledger,
+        options: Options,
+        now: NowTick,
+        runtime: Arc<dyn Runtime>,
+    ) -> (Dispatcher, Receiver<Control>, Dispatching) {
+        let (dispatcher, outcomes, dispatching, _) =
+            Dispatcher::assemble(sink, ledger, options, now, runtime);
+        (dispatcher, outcomes, dispatching)
+    }
+
+    fn assemble(
+        sink: Arc<dyn ActionSink>,
+        ledger: Ledger,
+        options: Options,
+        now: NowTick,
+        runtime: Arc<dyn Runtime>,
+    ) -> (Dispatcher, Receiver<Control>, Dispatching, Sender<()>) {
         let counters = Arc::new(Counters::default());
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
@@ -246,8 +282,9 @@ impl Dispatcher {
         let (ending, ended) = crossbeam_channel::bounded(1);
         let capabilities = sink.capabilities();
         let backoff = options.backoff;
-        let mut core = Core {
-            driver: Arc::new(Driver { sink, capabilities, backoff, now, counters }),
+        let runs = runtime.clone();
+        let mut dispatching = Dispatching {
+            driver: Arc::new(Driver { sink, capabilities, backoff, now, runtime: runs, counters }),
             shared: shared.clone(),
             ledger,
             options,
@@ -258,25 +295,15 @@ impl Dispatcher {
             parked: HashMap::new(),
         };
         // Before anything can be submitted: the owners of unfinished actions are busy.
-        core.resume();
-        let thread = std::thread::Builder::new()
-            .name("actions".into())
-            .spawn(move || {
-                core.run();
-                drop(ending);
-            })
-            .map_err(|source| LedgerError::Io {
-                what: "start the thread of",
-                path: "actions".into(),
-                source,
-            })?;
-        Ok((Dispatcher { shared, thread: Some(thread), ended }, receiver))
+        dispatching.resume();
+        (Dispatcher { shared, thread: None, ended }, receiver, dispatching, ending)
     }
 
     /// Takes an action without waiting for anything. One that an earlier process left unfinished is
-    /// being settled already and will be answered then; one that it ended is answered as it ended. What comes back ended right here, without a
-    /// call, and belongs among the caller's next inputs: the older wish that this one replaces, or
-    /// what had to give way because the queue is full (this one itself, if only pauses wait).
+    /// being settled already and will be answered then; one that it ended is answered as it ended.
+    /// What comes back ended right here, without a call, and belongs among the caller's next inputs:
+    /// the older wish that this one replaces, or what had to give way because the queue is full (this
+    /// one itself, if only pauses wait).
     #[must_use = "the acknowledgement that comes back is an input of the stage"]
     pub fn submit(&self, action: Action) -> Option<Control> {
         let counters = &self.shared.counters;
@@ -363,17 +390,17 @@ fn acknowledge(action: Id, owner: EntityKey, outcome: Outcome) -> Control {
     Control::Acknowledge { action, owner, outcome }
 }
 
-/// The thread's own state.
-struct Core {
+/// The work of the thread.
+pub struct Dispatching {
     driver: Arc<Driver>,
     shared: Arc<Shared>,
     ledger: Ledger,
     options: Options,
-    runtime: Handle,
+    runtime: Arc<dyn Runtime>,
     outcomes: Sender<Control>,
     /// Outcomes that found no room; at most a few per action in flight.
     waiting: VecDeque<Control>,
-    tasks: HashMap<Id, AbortHandle>,
+    tasks: HashMap<Id, Abort>,
     parked: HashMap<Id, EntityKey>,
 }
 
@@ -383,10 +410,26 @@ struct Round {
     starts: Vec<Intent>,
 }
 
-impl Core {
+impl Dispatching {
     fn run(mut self) {
         self.hand_out();
         while let Some(round) = self.wait() {
+            self.work(round);
+        }
+        for abort in self.tasks.into_values() {
+            abort();
+        }
+    }
+
+    /// Does what there is to do; false when there is nothing.
+    pub fn step(&mut self) -> bool {
+        self.hand_out();
+        let shared = self.shared.clone();
+        let round = self.round(&mut shared.lock());
+        round.map(|round| self.work(round)).is_some()
+    }
+
+    fn work(&mut self, round: Round) {
             let now = (self.driver.now)();
             let mut answers = Vec::new();
             for news in round.news {
@@ -412,15 +455,11 @@ impl Core {
             self.waiting.extend(answers);
             self.hand_out();
             self.tell_telemetry();
-        }
-        for task in self.tasks.values() {
-            task.abort();
-        }
     }
 
     /// Settles what an earlier process left.
     fn resume(&mut self) {
-        let mut newest: HashMap<EntityKey, Intent> = HashMap::new();
+        let mut newest: BTreeMap<EntityKey, Intent> = BTreeMap::new();
         for intent in self.ledger.unfinished() {
             // One action in flight per owner (invariant 6), so there is one; were there more, the
             // newest says what is to be true.
@@ -447,20 +486,8 @@ impl Core {
             if state.abandoned {
                 return None;
             }
-            let running = self.tasks.len() - self.parked.len();
-            let room = match self.waiting.is_empty() {
-                true => self.options.in_flight_max.saturating_sub(running),
-                false => 0,
-            };
-            let news = std::mem::take(&mut state.news);
-            for news in &news {
-                if let News::Ended { intent, .. } = news {
-                    state.queue.release(&intent.owner);
-                }
-            }
-            let starts: Vec<_> = std::iter::from_fn(|| state.queue.pop()).take(room).collect();
-            if !news.is_empty() || !starts.is_empty() {
-                return Some(Round { news, starts });
+            if let Some(round) = self.round(&mut state) {
+                return Some(round);
             }
             let idle = self.tasks.is_empty() && self.waiting.is_empty() && state.queue.len() == 0;
             if state.closing && idle {
@@ -481,6 +508,22 @@ impl Core {
                 }
             };
         }
+    }
+
+    fn round(&self, state: &mut State) -> Option<Round> {
+        let running = self.tasks.len() - self.parked.len();
+        let room = match self.waiting.is_empty() {
+            true => self.options.in_flight_max.saturating_sub(running),
+            false => 0,
+        };
+        let news = std::mem::take(&mut state.news);
+        for news in &news {
+            if let News::Ended { intent, .. } = news {
+                state.queue.release(&intent.owner);
+            }
+        }
+        let starts: Vec<_> = std::iter::from_fn(|| state.queue.pop()).take(room).collect();
+        (!news.is_empty() || !starts.is_empty()).then_some(Round { news, starts })
     }
 
     fn take_news(&mut self, news: News, now: Tick, answers: &mut Vec<Control>) {
@@ -567,7 +610,7 @@ impl Core {
 
     fn spawn(&mut self, intent: Intent, entry: Entry) {
         let (driver, shared, id) = (self.driver.clone(), self.shared.clone(), intent.id);
-        let task = self.runtime.spawn(async move {
+        let task = Box::pin(async move {
             let run = AssertUnwindSafe(driver.run(&intent, entry, &*shared)).catch_unwind();
             let outcome = run.await.unwrap_or_else(|_| {
                 tracing::error!(action = %intent.id, "the sink panicked; what it did is unknown");
@@ -575,7 +618,7 @@ impl Core {
             });
             shared.tell(News::Ended { intent, outcome });
         });
-        self.tasks.insert(id, task.abort_handle());
+        self.tasks.insert(id, self.runtime.spawn(task));
     }
 
     fn tell_telemetry(&self) {

@@ -25,6 +25,7 @@ use omnify_operators::model::EntityKey;
 use super::backoff::Backoff;
 use super::dispatcher::{Counters, NowTick};
 use super::plan::{found, holds, parts};
+use super::runtime::{Runtime, within};
 use super::{ActionSink, Capabilities, ErrorClass, ExecError, ExecOutcome, Intent, Retry};
 
 /// Where an action enters.
@@ -58,6 +59,7 @@ pub(super) struct Driver {
     pub(super) capabilities: Capabilities,
     pub(super) backoff: Backoff,
     pub(super) now: NowTick,
+    pub(super) runtime: Arc<dyn Runtime>,
     pub(super) counters: Arc<Counters>,
 }
 
@@ -124,9 +126,9 @@ impl Driver {
     async fn call(&self, intent: &Intent) -> ExecOutcome {
         self.counters.calls.fetch_add(1, Relaxed);
         let timeout = self.capabilities.call_timeout;
-        match tokio::time::timeout(timeout, self.sink.execute(intent)).await {
-            Ok(outcome) => outcome,
-            Err(_) => ExecOutcome::Unknown(ExecError::new(
+        match within(&*self.runtime, timeout, self.sink.execute(intent)).await {
+            Some(outcome) => outcome,
+            None => ExecOutcome::Unknown(ExecError::new(
                 ErrorClass::UnknownOutcome,
                 format!("no reply within {} ms", timeout.as_millis()),
             )),
@@ -139,7 +141,7 @@ impl Driver {
         if (self.now)().saturating_add(wait_ms) > intent.expires {
             return false;
         }
-        tokio::time::sleep(wait).await;
+        self.runtime.sleep(wait).await;
         true
     }
 
@@ -180,7 +182,7 @@ impl Driver {
                             "an action stays unknown; its owner waits until it can be read back");
                         around.report(intent, Interim::Parked);
                     }
-                    tokio::time::sleep(self.backoff.wait(intent.id, tries, None)).await;
+                    self.runtime.sleep(self.backoff.wait(intent.id, tries, None)).await;
                 }
             }
         }
@@ -197,9 +199,10 @@ impl Driver {
             let shown_by = entity.unwrap_or(&intent.owner);
             self.counters.read_backs.fetch_add(1, Relaxed);
             let read = self.sink.read_back(shown_by);
-            let actual = match tokio::time::timeout(self.capabilities.call_timeout, read).await {
-                Ok(actual) => actual?,
-                Err(_) => {
+            let timeout = self.capabilities.call_timeout;
+            let actual = match within(&*self.runtime, timeout, read).await {
+                Some(actual) => actual?,
+                None => {
                     let message = format!("no answer about {shown_by}");
                     return Err(ExecError::new(ErrorClass::Transient, message));
                 }

@@ -11,6 +11,7 @@
 //! | [`ledger`] | durable: intent before the call, outcome after, read at restart |
 //! | [`drive`](self) | one action from the call to its end: retries, read-back, expiry |
 //! | [`dispatcher`] | the bounded queue, one action in flight per owner, group commit |
+//! | [`runtime`] | where calls run and wait |
 //! | [`dry_run`], [`market`], [`kafka`] | the sinks |
 //!
 //! # Contract of a sink
@@ -34,6 +35,7 @@ pub mod ledger;
 pub mod market;
 pub mod plan;
 mod queue;
+pub mod runtime;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -45,11 +47,12 @@ use omnify_decision::control::Actual;
 use omnify_operators::model::{EntityKey, Tick};
 use serde::{Deserialize, Serialize};
 
-pub use dispatcher::{Counts, Dispatcher, NowTick, Options};
+pub use dispatcher::{Counts, Dispatcher, Dispatching, NowTick, Options};
 pub use dry_run::DryRun;
 pub use kafka::{KafkaActions, KafkaOptions};
 pub use ledger::{Entry, Ledger, LedgerCopy, LedgerError};
 pub use market::{Market, MarketOptions};
+pub use runtime::Runtime;
 
 /// An action as the ledger keeps it and a sink executes it: the same facts as [`Action`], owned,
 /// so that a restarted process has exactly what the one before it had.

@@ -20,9 +20,10 @@ use super::buffer::Pending;
 use super::compact::Merged;
 use super::leftovers::remove_leftovers;
 use super::manifest::{MANIFEST_FILE, Manifest, Merges, Part, totals};
-use super::part::{Disk, replace_file};
+use super::part::replace_file;
 use super::table::{part_name, replaced_path};
 use super::writer::WriterOptions;
+use crate::disk::Disk;
 
 /// Name of the file that is locked while a process writes.
 const LOCK_FILE: &str = "lock";

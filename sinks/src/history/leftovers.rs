@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::part::Disk;
 use super::table::REPLACED;
 use super::{HistoryError, Manifest};
+use crate::disk::Disk;
 
 /// Removes parts outside the manifest, which a crash left or a merge replaced, and temporary files.
 pub(crate) fn remove_leftovers(

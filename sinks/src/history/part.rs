@@ -1,7 +1,6 @@
 //! Writes one part: a temporary file, hashed on the way, fsynced, to be renamed by the commit.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -18,6 +17,7 @@ use parquet::schema::types::ColumnPath;
 
 use super::writer::WriterOptions;
 use super::{HistoryError, SCHEMA_VERSION, Table};
+use crate::disk::{Disk, Output};
 
 /// Rows handed to the encoder at once.
 pub(crate) const BATCH_ROWS: usize = 16 * 1024;
@@ -35,46 +35,6 @@ pub(crate) const fn batch_rows(table: Table) -> usize {
     }
 }
 
-/// A file being written.
-pub(crate) trait Output: Write + Send {
-    /// Makes what was written durable.
-    fn sync(&mut self) -> io::Result<()>;
-}
-
-impl Output for File {
-    fn sync(&mut self) -> io::Result<()> {
-        self.sync_all()
-    }
-}
-
-/// What changes a history on the disk goes through here; a test puts a full or dying disk in its
-/// place.
-pub(crate) trait Disk: Send + Sync {
-    /// Creates or truncates `path`.
-    fn create(&self, path: &Path) -> io::Result<Box<dyn Output>>;
-    /// Renames a file, replacing the one that has the name.
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::rename(from, to)
-    }
-    /// Removes a file.
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        fs::remove_file(path)
-    }
-    /// Makes the entries of a folder durable.
-    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
-        File::open(folder)?.sync_all()
-    }
-}
-
-/// The file system.
-pub(crate) struct FileSystem;
-
-impl Disk for FileSystem {
-    fn create(&self, path: &Path) -> io::Result<Box<dyn Output>> {
-        Ok(Box::new(File::create(path)?))
-    }
-}
-
 /// Counts and hashes everything that passes. The first error is kept aside, because the Parquet
 /// library turns it into text and a caller must be able to tell a full disk.
 struct Hashing {
@@ -88,23 +48,20 @@ type Failure = Arc<Mutex<Option<io::Error>>>;
 
 impl Write for Hashing {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let count = match self.output.write(data) {
-            Ok(count) => count,
-            Err(error) => {
-                let again = io::Error::from(error.kind());
-                if let Ok(mut failure) = self.failure.lock() {
-                    failure.get_or_insert(error);
-                }
-                return Err(again);
+        if let Err(error) = self.output.write_all(data) {
+            let again = io::Error::from(error.kind());
+            if let Ok(mut failure) = self.failure.lock() {
+                failure.get_or_insert(error);
             }
-        };
-        self.hasher.update(&data[..count]);
-        self.bytes += count as u64;
-        Ok(count)
+            return Err(again);
+        }
+        self.hasher.update(data);
+        self.bytes += data.len() as u64;
+        Ok(data.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.output.flush()
+        Ok(())
     }
 }
 
@@ -243,7 +200,6 @@ pub(crate) fn replace_file(
         .create(&temporary)
         .and_then(|mut file| {
             file.write_all(bytes)?;
-            file.flush()?;
             if durable { file.sync() } else { Ok(()) }
         })
         .and_then(|()| disk.rename(&temporary, path));

@@ -32,7 +32,8 @@ use super::events::{EVENT_BYTES, EventBuffer};
 use super::features::{EXTRA_BYTES, FEATURE_BYTES, FeatureBuffer};
 use super::manifest::{MANIFEST_FILE, Manifest};
 use super::meta::{CONFIG_FILE, RUN_FILE};
-use super::part::{Disk, FileSystem, replace_file};
+use super::part::replace_file;
+use crate::disk::{Disk, FileSystem};
 use super::summary::Summary;
 use super::table::{day_of_tick, day_of_us};
 use super::ticks::{TICK_BYTES, TickBuffer};
@@ -133,11 +134,21 @@ impl HistoryWriter {
         view: RegistryView,
         options: WriterOptions,
     ) -> Result<HistoryWriter, HistoryError> {
-        let root = root.into();
+        HistoryWriter::create_on(root.into(), meta, view, options, Arc::new(FileSystem))
+    }
+
+    /// The same on another disk.
+    pub fn create_on(
+        root: PathBuf,
+        meta: HistoryMeta,
+        view: RegistryView,
+        options: WriterOptions,
+        disk: Arc<dyn Disk>,
+    ) -> Result<HistoryWriter, HistoryError> {
         if Manifest::load(&root)?.is_some() {
             return Err(HistoryError::Exists { path: root });
         }
-        HistoryWriter::open(root, meta, view, options)
+        HistoryWriter::open_on(root, meta, view, options, disk)
     }
 
     /// Continues the history in `root` after its last tick, or starts one. `meta` must be that of
@@ -151,7 +162,8 @@ impl HistoryWriter {
         HistoryWriter::open_on(root.into(), meta, view, options, Arc::new(FileSystem))
     }
 
-    pub(crate) fn open_on(
+    /// The same on another disk.
+    pub fn open_on(
         root: PathBuf,
         meta: HistoryMeta,
         view: RegistryView,

@@ -26,7 +26,6 @@
 mod bits;
 mod columns;
 mod decode;
-mod disk;
 mod encode;
 mod entry;
 mod error;
@@ -37,7 +36,6 @@ mod retain;
 mod segment;
 mod writer;
 
-pub use disk::{Disk, FileSystem, Output};
 pub use entry::{BatchKey, Position, StartRecord, TickEntry};
 pub use error::JournalError;
 pub use inspect::{Inspection, SegmentReport, dump, inspect};

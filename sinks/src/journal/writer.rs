@@ -2,18 +2,19 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use omnify_operators::model::{RegistryView, Tick};
 use rustix::fs::{FlockOperation, flock};
 
 use super::JournalError;
 use super::decode::{self, Names};
-use super::disk::{Disk, FileSystem, Output};
 use super::encode::{Dictionary, FrameBuilder};
 use super::entry::{StartRecord, TickEntry};
 use super::frame::{self, PAYLOAD_BYTES_MAX};
 use super::retain::{self, Removed, Retention};
 use super::segment::{self, Header, Link, STARTING, SegmentReader, Step};
+use crate::disk::{Disk, FileSystem, Output};
 
 /// A frame is sealed when it has grown past this, so that a reader needs little memory. A single
 /// tick is never split.
@@ -72,7 +73,7 @@ struct Current {
 /// The journal of one engine. See the module.
 pub struct JournalWriter {
     dir: PathBuf,
-    disk: Box<dyn Disk>,
+    disk: Arc<dyn Disk>,
     options: JournalOptions,
     view: RegistryView,
     /// Holds the lock of the folder while the journal lives.
@@ -103,12 +104,12 @@ impl JournalWriter {
         options: JournalOptions,
         view: RegistryView,
     ) -> Result<(JournalWriter, Opened), JournalError> {
-        JournalWriter::open_on(Box::new(FileSystem), dir, options, view)
+        JournalWriter::open_on(Arc::new(FileSystem), dir, options, view)
     }
 
     /// The same on another disk; reading always goes to the file system.
     pub fn open_on(
-        disk: Box<dyn Disk>,
+        disk: Arc<dyn Disk>,
         dir: &Path,
         options: JournalOptions,
         view: RegistryView,
@@ -369,12 +370,11 @@ fn repair(disk: &dyn Disk, dir: &Path) -> Result<(Option<Link>, Opened, u64), Jo
         let (end, torn_bytes) = survey(&mut reader, &mut opened)?;
         opened.repaired_bytes += torn_bytes;
         if end.used {
-            let bytes = fs::metadata(path).map_err(JournalError::io("read", path))?.len();
-            if bytes > end.link.bytes {
-                disk.open_at(path, end.link.bytes)
-                    .and_then(|mut file| file.sync())
-                    .map_err(JournalError::io("repair", path))?;
-            }
+            // Also where nothing is torn: what was written before a crash of the process alone is
+            // read back from the system's cache, and counts as durable from now on.
+            disk.open_at(path, end.link.bytes)
+                .and_then(|mut file| file.sync())
+                .map_err(JournalError::io("repair", path))?;
             opened.segments = segments.len();
             let before = &segments[..segments.len() - 1];
             let before = before.iter().filter_map(|(_, _, link)| *link).map(|link| link.bytes);

@@ -3,13 +3,14 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use omnify_operators::model::Tick;
 use serde::Serialize;
 
 use super::SnapshotError;
 use super::manifest::{Chunk, MANIFEST_FILE, Manifest, ManifestFile};
-use super::writer::sync_folder;
+use crate::disk::{Disk, FileSystem};
 
 /// Intact snapshots that are always kept: one may turn out to be damaged.
 pub const KEPT_MIN: usize = 2;
@@ -22,6 +23,7 @@ pub(super) fn folder(root: &Path, tick: Tick) -> PathBuf {
 /// The snapshots in one folder.
 #[derive(Clone, Debug)]
 pub struct SnapshotStore {
+    disk: Arc<dyn Disk>,
     root: PathBuf,
 }
 
@@ -56,21 +58,34 @@ impl SnapshotStore {
     /// Opens or creates the store at `root`, and removes what was never committed. No snapshot may
     /// be in the making.
     pub fn open(root: &Path) -> Result<SnapshotStore, SnapshotError> {
+        SnapshotStore::open_on(Arc::new(FileSystem), root)
+    }
+
+    /// The same on another disk.
+    pub fn open_on(disk: Arc<dyn Disk>, root: &Path) -> Result<SnapshotStore, SnapshotError> {
         fs::create_dir_all(root).map_err(SnapshotError::io("create", root))?;
-        let store = SnapshotStore { root: root.to_owned() };
+        let store = SnapshotStore { disk, root: root.to_owned() };
         for (tick, complete) in store.folders()? {
             if !complete {
                 let dir = folder(root, tick);
-                fs::remove_dir_all(&dir).map_err(SnapshotError::io("remove", &dir))?;
+                store.disk.remove_folder(&dir).map_err(SnapshotError::io("remove", &dir))?;
             }
         }
-        sync_folder(root)?;
+        store.sync()?;
         Ok(store)
     }
 
     /// The store at `root`, to be read only: a snapshot may be in the making.
     pub fn at(root: &Path) -> SnapshotStore {
-        SnapshotStore { root: root.to_owned() }
+        SnapshotStore { disk: Arc::new(FileSystem), root: root.to_owned() }
+    }
+
+    fn sync(&self) -> Result<(), SnapshotError> {
+        self.disk.sync_folder(&self.root).map_err(SnapshotError::io("make durable", &self.root))
+    }
+
+    pub(super) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
     }
 
     /// The folder.
@@ -152,13 +167,14 @@ impl SnapshotStore {
             }
             let dir = folder(&self.root, tick);
             // Without its manifest it is no snapshot, whatever happens to the rest.
-            fs::remove_file(dir.join(MANIFEST_FILE))
-                .and_then(|()| fs::remove_dir_all(&dir))
+            self.disk
+                .remove(&dir.join(MANIFEST_FILE))
+                .and_then(|()| self.disk.remove_folder(&dir))
                 .map_err(SnapshotError::io("remove", &dir))?;
             pruned.removed.insert(0, tick);
         }
         if !pruned.removed.is_empty() {
-            sync_folder(&self.root)?;
+            self.sync()?;
         }
         Ok(pruned)
     }

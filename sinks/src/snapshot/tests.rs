@@ -20,8 +20,12 @@ fn content(tick: u64) -> Vec<u8> {
     (0..20_000_u64).flat_map(|n| (n / 3 + tick).to_le_bytes()).collect()
 }
 
+fn begin(root: &Path, tick: u64) -> Result<SnapshotWriter, SnapshotError> {
+    SnapshotWriter::begin(&SnapshotStore::open(root)?, tick)
+}
+
 fn write(root: &Path, tick: u64) -> Committed {
-    let mut writer = SnapshotWriter::begin(root, tick).unwrap();
+    let mut writer = begin(root, tick).unwrap();
     writer.chunk("state", &content(tick)).unwrap();
     let mut stream = writer.stream("registry-0.v1").unwrap();
     for part in content(tick + 1).chunks(1_000) {
@@ -50,10 +54,10 @@ fn what_was_written_is_read() {
     assert!(snapshot.chunk("empty").unwrap().is_empty());
     assert!(matches!(snapshot.chunk("none"), Err(SnapshotError::Chunk { .. })));
     assert!(matches!(
-        SnapshotWriter::begin(root.path(), 7),
+        begin(root.path(), 7),
         Err(SnapshotError::Exists { tick: 7 })
     ));
-    let mut writer = SnapshotWriter::begin(root.path(), 8).unwrap();
+    let mut writer = begin(root.path(), 8).unwrap();
     assert!(writer.chunk("../evil", &[]).is_err());
     writer.chunk("a", &[]).unwrap();
     assert!(writer.chunk("a", &[]).is_err());
@@ -63,7 +67,7 @@ fn what_was_written_is_read() {
 fn what_was_not_committed_never_was() {
     let root = tempfile::tempdir().unwrap();
     write(root.path(), 1);
-    let mut writer = SnapshotWriter::begin(root.path(), 2).unwrap();
+    let mut writer = begin(root.path(), 2).unwrap();
     writer.chunk("state", &content(2)).unwrap();
     drop(writer);
     let dir = root.path().join(format!("{:020}", 2));
@@ -145,7 +149,7 @@ fn an_unchanged_chunk_is_shared_and_outlives_its_first_snapshot() {
     let store = SnapshotStore::open(root.path()).unwrap();
     write(root.path(), 1);
     for tick in 2..=3 {
-        let mut writer = SnapshotWriter::begin(root.path(), tick).unwrap();
+        let mut writer = begin(root.path(), tick).unwrap();
         writer.reuse("state", &store.get(tick - 1).unwrap()).unwrap();
         writer.commit(manifest(tick)).unwrap();
     }

@@ -3,12 +3,14 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use omnify_operators::model::Tick;
 
 use super::SnapshotError;
 use super::manifest::{Chunk, FORMAT, MANIFEST_FILE, Manifest, ManifestFile, chunk_file};
-use super::store::{Snapshot, folder};
+use super::store::{Snapshot, SnapshotStore, folder};
+use crate::disk::{Disk, Output};
 
 const ZSTD_LEVEL: i32 = 1;
 /// Longest name of a chunk.
@@ -17,6 +19,7 @@ const NAME_BYTES_MAX: usize = 100;
 /// A snapshot being written. Dropped before [`SnapshotWriter::commit`] it never was one.
 #[derive(Debug)]
 pub struct SnapshotWriter {
+    disk: Arc<dyn Disk>,
     root: PathBuf,
     dir: PathBuf,
     tick: Tick,
@@ -35,17 +38,18 @@ pub struct Committed {
 }
 
 impl SnapshotWriter {
-    /// Begins the snapshot of `tick` in the store at `root`.
-    pub fn begin(root: &Path, tick: Tick) -> Result<SnapshotWriter, SnapshotError> {
+    /// Begins the snapshot of `tick` in `store`.
+    pub fn begin(store: &SnapshotStore, tick: Tick) -> Result<SnapshotWriter, SnapshotError> {
+        let (disk, root) = (store.disk().clone(), store.root());
         let dir = folder(root, tick);
         if dir.join(MANIFEST_FILE).exists() {
             return Err(SnapshotError::Exists { tick });
         }
         if dir.exists() {
-            fs::remove_dir_all(&dir).map_err(SnapshotError::io("remove", &dir))?;
+            disk.remove_folder(&dir).map_err(SnapshotError::io("remove", &dir))?;
         }
         fs::create_dir_all(&dir).map_err(SnapshotError::io("create", &dir))?;
-        Ok(SnapshotWriter { root: root.to_owned(), dir, tick, chunks: Vec::new() })
+        Ok(SnapshotWriter { disk, root: root.to_owned(), dir, tick, chunks: Vec::new() })
     }
 
     /// Writes a chunk as a whole.
@@ -59,7 +63,7 @@ impl SnapshotWriter {
     pub fn stream(&mut self, name: &str) -> Result<ChunkWriter<'_>, SnapshotError> {
         self.check_name(name)?;
         let path = self.dir.join(chunk_file(name));
-        let file = File::create(&path).map_err(SnapshotError::io("create", &path))?;
+        let file = self.disk.create(&path).map_err(SnapshotError::io("create", &path))?;
         let output = Hashing { file, hasher: blake3::Hasher::new(), bytes: 0 };
         let encoder =
             zstd::Encoder::new(output, ZSTD_LEVEL).map_err(SnapshotError::io("compress", &path))?;
@@ -106,20 +110,24 @@ impl SnapshotWriter {
         if manifest.tick != self.tick {
             return Err(SnapshotError::damaged(&self.dir, "its manifest is of another tick"));
         }
+        let sync_folder = |path: &Path| {
+            self.disk.sync_folder(path).map_err(SnapshotError::io("make durable", path))
+        };
         sync_folder(&self.dir)?;
         let bytes = self.chunks.iter().map(|chunk| chunk.file_bytes).sum::<u64>();
         let chunks = self.chunks.len();
-        let file =
-            ManifestFile { format: FORMAT, manifest, chunks: self.chunks, check: String::new() };
+        let (format, check) = (FORMAT, String::new());
+        let file = ManifestFile { format, manifest, chunks: self.chunks, check };
         let content = file.sealed();
         let path = self.dir.join(MANIFEST_FILE);
         let temporary = self.dir.join("manifest.json.tmp");
-        File::create(&temporary)
+        self.disk
+            .create(&temporary)
             .and_then(|mut file| {
                 file.write_all(&content)?;
-                file.sync_all()
+                file.sync()
             })
-            .and_then(|()| fs::rename(&temporary, &path))
+            .and_then(|()| self.disk.rename(&temporary, &path))
             .map_err(SnapshotError::io("write", &path))?;
         sync_folder(&self.dir)?;
         sync_folder(&self.root)?;
@@ -127,30 +135,23 @@ impl SnapshotWriter {
     }
 }
 
-pub(super) fn sync_folder(path: &Path) -> Result<(), SnapshotError> {
-    File::open(path)
-        .and_then(|folder| folder.sync_all())
-        .map_err(SnapshotError::io("make durable", path))
-}
-
 /// Counts and hashes what passes on its way to the file.
-#[derive(Debug)]
 struct Hashing {
-    file: File,
+    file: Box<dyn Output>,
     hasher: blake3::Hasher,
     bytes: u64,
 }
 
 impl Write for Hashing {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let count = self.file.write(data)?;
-        self.hasher.update(&data[..count]);
-        self.bytes += count as u64;
-        Ok(count)
+        self.file.write_all(data)?;
+        self.hasher.update(data);
+        self.bytes += data.len() as u64;
+        Ok(data.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        Ok(())
     }
 }
 
@@ -166,8 +167,8 @@ pub struct ChunkWriter<'a> {
 impl ChunkWriter<'_> {
     /// Makes the chunk durable and part of the snapshot.
     pub fn finish(self) -> Result<(), SnapshotError> {
-        let written = self.encoder.finish().and_then(|output| {
-            output.file.sync_all()?;
+        let written = self.encoder.finish().and_then(|mut output| {
+            output.file.sync()?;
             Ok(output)
         });
         let output = written.map_err(SnapshotError::io("write", &self.path))?;

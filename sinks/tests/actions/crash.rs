@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use futures::future::BoxFuture;
-use omnify_decision::control::{Actual, Outcome};
+use omnify_decision::action::Action;
+use omnify_decision::control::{Actual, Control, Outcome};
 use omnify_operators::model::EntityKey;
 use omnify_sinks::action::{
     ActionSink, Capabilities, ExecError, ExecOutcome, Intent, Ledger, LedgerCopy, LedgerError,
@@ -93,15 +94,22 @@ fn between_call_and_outcome_it_is_read_back_before_anything_new() {
 
 #[test]
 fn the_outcome_is_still_known_after_a_restart() {
-    let mut rig = Rig::new();
-    let mut change = action(1, owner(1), bid(5));
-    rig.platform.lock().settings.insert(owner(1), actual(1));
-    change.before = Some(bid(1));
-    assert_eq!(rig.run(change.clone()), applied(bid(5)));
+    // There is room for one, so of two that had to wait the older would be said to have expired.
+    let options = Options { queue_max: 1, ..quick() };
+    let mut rig = Rig::with(options, |platform| Arc::new(market(platform, PATIENCE)));
+    let change = |n| Action { before: Some(bid(1)), ..action(n, owner(n), bid(5)) };
+    for n in 1..=2 {
+        rig.platform.lock().settings.insert(owner(n), actual(1));
+        assert_eq!(rig.run(change(n)), applied(bid(5)));
+    }
     rig.crash();
     rig.start();
-    assert_eq!(rig.run(change), applied(bid(5)));
-    assert_eq!(rig.platform.count("POST"), 1);
+    for n in 1..=2 {
+        let (owner, outcome) = (owner(n), applied(bid(5)));
+        let again = Control::Acknowledge { action: id(n), owner, outcome };
+        assert_eq!(rig.dispatcher().submit(change(n)), Some(again));
+    }
+    assert_eq!(rig.platform.count("POST"), 2);
     assert_eq!(Ledger::undo_plan(rig.dir(), id(1)).unwrap(), Some(bid(1)));
 }
 

@@ -98,7 +98,8 @@ impl Rig {
         let ledger = Ledger::open(self.dir.path()).unwrap();
         let handle = self.runtime.handle().clone();
         let (dispatcher, outcomes) =
-            Dispatcher::start(self.sink.clone(), ledger, self.options, now, handle).unwrap();
+            Dispatcher::start(self.sink.clone(), ledger, self.options, now, Arc::new(handle))
+                .unwrap();
         (self.dispatcher, self.outcomes) = (Some(dispatcher), outcomes);
     }
 

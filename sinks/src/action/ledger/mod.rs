@@ -20,8 +20,8 @@ mod segment;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -32,6 +32,7 @@ use rustix::fs::{FlockOperation, flock};
 use segment::Record;
 
 use super::{Intent, plan};
+use crate::disk::{Disk, FileSystem, Output};
 
 /// A finished id is remembered this long after its expiry, in ms: far longer than a restart.
 pub const KEPT_MS: u64 = 3_600_000;
@@ -147,7 +148,8 @@ pub struct Ledger {
     dir: PathBuf,
     /// Holds the lock of the folder while the ledger lives.
     _lock: File,
-    file: File,
+    disk: Arc<dyn Disk>,
+    file: Box<dyn Output>,
     number: u64,
     bytes: u64,
     /// The last commit failed, so bytes beyond `bytes` may be in the file.
@@ -165,6 +167,11 @@ pub struct Ledger {
 impl Ledger {
     /// Opens or creates the ledger in `dir`, repairing what a crash tore.
     pub fn open(dir: &Path) -> Result<Ledger, LedgerError> {
+        Ledger::open_on(Arc::new(FileSystem), dir)
+    }
+
+    /// The same on another disk.
+    pub fn open_on(disk: Arc<dyn Disk>, dir: &Path) -> Result<Ledger, LedgerError> {
         let io = |what, source| LedgerError::io(what, dir, source);
         fs::create_dir_all(dir).map_err(|source| io("create", source))?;
         let lock = File::create(dir.join("lock")).map_err(|source| io("lock", source))?;
@@ -173,16 +180,16 @@ impl Ledger {
         let numbers = segment::list(dir)?;
         let number = numbers.last().copied().unwrap_or(1);
         let path = segment::path(dir, number);
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(|source| LedgerError::io("open", &path, source))?;
-        sync_dir(dir)?;
+        let file = match fs::metadata(&path) {
+            Ok(metadata) => disk.open_at(&path, metadata.len()),
+            Err(_) => disk.create(&path),
+        };
+        let file = file.map_err(|source| LedgerError::io("open", &path, source))?;
+        disk.sync_folder(dir).map_err(|source| io("sync", source))?;
         let mut ledger = Ledger {
             dir: dir.to_owned(),
             _lock: lock,
+            disk,
             file,
             number,
             bytes: 0,
@@ -347,7 +354,7 @@ impl Ledger {
         self.dirty = true;
         self.file
             .write_all(&batch)
-            .and_then(|()| self.file.sync_data())
+            .and_then(|()| self.file.sync())
             .map_err(|source| LedgerError::io("write", &path, source))?;
         self.dirty = false;
         self.bytes += batch.len() as u64;
@@ -358,9 +365,8 @@ impl Ledger {
         if self.dirty {
             let path = segment::path(&self.dir, self.number);
             self.file
-                .set_len(self.bytes)
-                .and_then(|()| self.file.seek(SeekFrom::Start(self.bytes)))
-                .and_then(|_| self.file.sync_data())
+                .cut(self.bytes)
+                .and_then(|()| self.file.sync())
                 .map_err(|source| LedgerError::io("repair", &path, source))?;
             self.dirty = false;
         }
@@ -394,14 +400,15 @@ impl Ledger {
         let mut batch = Vec::new();
         segment::frame(&body, &mut batch);
         let write = || {
-            let mut file = File::create(&path)?;
+            let mut file = self.disk.create(&path)?;
             file.write_all(&batch)?;
-            file.sync_all()?;
+            file.sync()?;
             Ok(file)
         };
         self.file =
             write().map_err(|source| LedgerError::io("start a segment of", &path, source))?;
-        sync_dir(&self.dir)?;
+        let synced = self.disk.sync_folder(&self.dir);
+        synced.map_err(|source| LedgerError::io("sync", &self.dir, source))?;
         let carried = self.unfinished.values().map(|intent| intent.expires).max().unwrap_or(0);
         self.segments.insert(number, carried);
         (self.number, self.bytes, self.dirty) = (number, batch.len() as u64, false);
@@ -412,7 +419,8 @@ impl Ledger {
                 break;
             }
             let path = segment::path(&self.dir, *oldest);
-            fs::remove_file(&path).map_err(|source| LedgerError::io("remove", &path, source))?;
+            let removed = self.disk.remove(&path);
+            removed.map_err(|source| LedgerError::io("remove", &path, source))?;
             self.segments.pop_first();
         }
         Ok(())
@@ -450,12 +458,6 @@ fn write_line(record: &Record<'_>, out: &mut Vec<u8>) {
     // Strings, integers and string keys only: encoding cannot fail, and writes to memory neither.
     serde_json::to_writer(&mut *out, record).expect("a ledger record is plain JSON");
     out.push(b'\n');
-}
-
-fn sync_dir(dir: &Path) -> Result<(), LedgerError> {
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(|source| LedgerError::io("sync", dir, source))
 }
 
 #[cfg(test)]

@@ -140,7 +140,8 @@ fn a_failed_commit_forgets_intents_and_keeps_outcomes() {
     ledger.commit(0).unwrap();
     // A file opened for reading refuses the write as a full disk would.
     let path = segment::path(dir.path(), 1);
-    let good = std::mem::replace(&mut ledger.file, File::open(&path).unwrap());
+    let read_only = Box::new(File::open(&path).unwrap());
+    let good = std::mem::replace(&mut ledger.file, read_only);
     ledger.intend(&intent(2, 100));
     ledger.end(Id([1; 16]), 1, &applied(1));
     let error = ledger.commit(1).unwrap_err();

@@ -23,6 +23,8 @@ pub struct BackgroundMerge {
     waiting: Option<Merged>,
     /// A part could not be read: it would not be readable the next time either.
     off: bool,
+    /// Merges on the caller's thread.
+    inline: bool,
 }
 
 /// What a step did.
@@ -46,6 +48,11 @@ pub enum MergeStep {
 }
 
 impl BackgroundMerge {
+    /// One that merges on the caller's thread, where a simulation wants to see it: a step waits.
+    pub fn inline() -> BackgroundMerge {
+        BackgroundMerge { inline: true, ..BackgroundMerge::default() }
+    }
+
     /// Adopts what is finished, or starts what is worth it. An error concerns merging only: the
     /// history is as it was and goes on. A full disk is tried again at a later step; after any other
     /// failure merging stays off, as the damage that caused it would be met again.
@@ -72,6 +79,11 @@ impl BackgroundMerge {
             return Ok(MergeStep::Nothing);
         };
         let stop = Arc::new(AtomicBool::new(false));
+        if self.inline {
+            let merged = job.run(&stop);
+            self.waiting = merged.inspect_err(|error| self.off = !error.is_disk_full())?;
+            return Ok(MergeStep::Started);
+        }
         let stopped = stop.clone();
         let root = job.root.clone();
         let thread = std::thread::Builder::new().name("history-merge".into()).spawn(move || {

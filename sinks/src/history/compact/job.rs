@@ -10,7 +10,8 @@ use arrow::error::ArrowError;
 
 use super::super::catalog::Catalog;
 use super::super::manifest::Part;
-use super::super::part::{Disk, PartWriter, batch_rows};
+use super::super::part::{PartWriter, batch_rows};
+use crate::disk::Disk;
 use super::super::read::PartFile;
 use super::super::writer::WriterOptions;
 use super::super::{HistoryError, HistoryMeta, Table, schema_of};

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::super::catalog::{Catalog, lock};
 use super::super::manifest::{MANIFEST_FILE, Manifest};
-use super::super::part::{Disk, FileSystem};
+use crate::disk::{Disk, FileSystem};
 use super::super::writer::WriterOptions;
 use super::super::{HistoryError, HistoryMeta, Summary};
 use super::job::{MergeJob, Merged};

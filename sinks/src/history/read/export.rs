@@ -20,7 +20,8 @@ use jiff::civil::Date;
 
 use super::super::manifest::{MANIFEST_FILE, Part};
 use super::super::meta::{CONFIG_FILE, RUN_FILE};
-use super::super::part::{Disk, FileSystem, replace_file};
+use super::super::part::replace_file;
+use crate::disk::{Disk, FileSystem};
 use super::super::{HistoryError, Table};
 use super::file::{PartFile, READ_ROWS, changed, open_part};
 use super::{HistoryReader, Progress};

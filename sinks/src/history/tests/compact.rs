@@ -1,17 +1,18 @@
 //! Merging keeps the rows and their order, whatever happens meanwhile.
 
-use std::io::{self, Write};
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use proptest::prelude::*;
 
 use super::super::compact::compact_on;
 use super::super::manifest::MANIFEST_FILE;
-use super::super::part::{Disk, FileSystem, Output, replace_file};
+use super::super::part::replace_file;
 use super::super::read::HistoryReader;
 use super::super::{BackgroundMerge, Compacted, Manifest, MergeStep, Merged, Part, Table, compact};
 use super::round_trip::assert_same;
 use super::*;
+use crate::disk::{Disk, FileSystem, Output};
 
 /// A machine that dies after so many operations on its disk.
 struct Mortal(Arc<AtomicI64>);
@@ -27,24 +28,18 @@ impl Mortal {
 
 struct MortalFile(fs::File, Arc<AtomicI64>);
 
-impl Write for MortalFile {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+impl Output for MortalFile {
+    fn write_all(&mut self, data: &[u8]) -> io::Result<()> {
         if let Err(error) = Mortal::live(&self.1) {
             // Torn: some of it got there, if this is the moment of death.
             if self.1.load(Ordering::SeqCst) == -1 {
-                self.0.write_all(&data[..data.len() / 2])?;
+                Output::write_all(&mut self.0, &data[..data.len() / 2])?;
             }
             return Err(error);
         }
-        self.0.write_all(data).map(|()| data.len())
+        Output::write_all(&mut self.0, data)
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
-}
-
-impl Output for MortalFile {
     fn sync(&mut self) -> io::Result<()> {
         Mortal::live(&self.1)
     }

@@ -1,31 +1,25 @@
 //! Crashes, full disks and readers beside the writer.
 
-use std::io::{self, Write};
+use std::io;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use super::super::part::{Disk, Output};
 use super::super::read::HistoryReader;
 use super::*;
+use crate::disk::{Disk, Output};
 
 /// A disk with room for so many bytes.
 struct SmallDisk(Arc<AtomicI64>);
 
 struct SmallFile(fs::File, Arc<AtomicI64>);
 
-impl Write for SmallFile {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+impl Output for SmallFile {
+    fn write_all(&mut self, data: &[u8]) -> io::Result<()> {
         if self.1.fetch_sub(data.len() as i64, Ordering::SeqCst) < data.len() as i64 {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        self.0.write_all(data).map(|()| data.len())
+        Output::write_all(&mut self.0, data)
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
-}
-
-impl Output for SmallFile {
     fn sync(&mut self) -> io::Result<()> {
         self.0.sync_all()
     }

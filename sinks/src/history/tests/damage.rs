@@ -7,7 +7,8 @@ use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
 
 use super::super::manifest::{MANIFEST_FILE, Manifest, Part};
-use super::super::part::{FileSystem, replace_file};
+use super::super::part::replace_file;
+use crate::disk::FileSystem;
 use super::super::read::HistoryReader;
 use super::super::{Difference, HistoryError, Table, Verification};
 use super::*;

@@ -4,7 +4,8 @@ use arrow::array::{Array, ArrayRef, AsArray, Float64Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Float64Type, Schema};
 
 use super::super::manifest::{MANIFEST_FILE, Part};
-use super::super::part::{FileSystem, PartWriter, replace_file};
+use super::super::part::{PartWriter, replace_file};
+use crate::disk::FileSystem;
 use super::super::read::{HistoryReader, PartFile, align_with};
 use super::super::{ExportFormat, ExportOptions, Table, compact};
 use super::round_trip::assert_same;

@@ -189,7 +189,7 @@ impl Model {
     fn open(&mut self) -> Opened {
         self.writer = None;
         let view = RegistryView::new(self.registry.clone());
-        let disk = Box::new(self.disk.clone());
+        let disk = Arc::new(self.disk.clone());
         let (writer, opened) =
             JournalWriter::open_on(disk, self.dir.path(), small(), view).unwrap();
         self.writer = Some(writer);

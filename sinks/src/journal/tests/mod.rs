@@ -19,6 +19,7 @@ use omnify_operators::model::{
 use proptest::prelude::*;
 
 use super::*;
+use crate::disk::{Disk, FileSystem, Output};
 use crate::history::DeadLetter;
 use crate::serve::Watermarks;
 
@@ -97,7 +98,7 @@ impl Disk for Quick {
 
 fn open(dir: &Path, registry: &Arc<Registry>, options: &JournalOptions) -> (JournalWriter, Opened) {
     let view = RegistryView::new(registry.clone());
-    JournalWriter::open_on(Box::new(Quick), dir, options.clone(), view).unwrap()
+    JournalWriter::open_on(Arc::new(Quick), dir, options.clone(), view).unwrap()
 }
 
 fn small() -> JournalOptions {
