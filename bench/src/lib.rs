@@ -12,6 +12,7 @@ pub mod limit;
 pub mod replay;
 pub mod restart;
 pub mod restate;
+pub mod simulate;
 
 /// Peak resident memory of this process in MiB, where the system tells.
 pub fn peak_mib() -> Option<u64> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use omnify_bench::crash::{self, Fault};
-use omnify_bench::{churn, generate, kafka, latency, replay, restart, restate};
+use omnify_bench::{churn, generate, kafka, latency, replay, restart, restate, simulate};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -113,6 +113,30 @@ enum Command {
         #[arg(long)]
         kafka_dir: Option<PathBuf>,
         /// Keeps everything in this new folder.
+        #[arg(long)]
+        keep: Option<PathBuf>,
+    },
+    /// The whole engine in virtual time on a disk, a network and a platform that fail.
+    Simulate {
+        /// The first seed.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Steps of each seed.
+        #[arg(long, default_value_t = 3_000)]
+        steps: u64,
+        /// Runs one seed after the other for so long; without it only the first.
+        #[arg(long)]
+        minutes: Option<f64>,
+        /// Kinds of steps to do without, for example crash,disk_full.
+        #[arg(long, value_delimiter = ',')]
+        without: Vec<simulate::Kind>,
+        /// Reports a failure as it is, without looking for a shorter one.
+        #[arg(long)]
+        as_is: bool,
+        /// Tells everything that happens.
+        #[arg(long)]
+        trace: bool,
+        /// Keeps the files of a failing run in this folder.
         #[arg(long)]
         keep: Option<PathBuf>,
     },
@@ -258,6 +282,17 @@ fn main() -> ExitCode {
                     "{answer}"
                 );
                 Ok(answer)
+            })
+        }
+        Command::Simulate { seed, steps, minutes, without, as_is, trace, keep } => {
+            simulate::run(&simulate::Options {
+                seed,
+                steps,
+                time: minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0)),
+                without: without.into_iter().collect(),
+                dir: keep,
+                shrink: !as_is,
+                loud: trace,
             })
         }
         Command::Kafka { brokers, preload, rate, seconds, creatives, dir, processes } => beside()

@@ -118,7 +118,7 @@ impl Stepped {
         let positions = Positions::default();
         let told = super::told(positions.clone(), None);
         let at = Some(HistoryAt::Below(history));
-        let place = Place { disk: &disk, state: Some(&state), history: at };
+        let place = Place { disk: &disk, state: Some(&state), history: at, claimed: None };
         let past = Past::open(place, &config, &registry, &spec, &clock, told)?;
         let Past { stage, writer, history, journal, snapshots_dir, restore, tail, engine, last } =
             past;
@@ -132,7 +132,7 @@ impl Stepped {
         let (dispatcher, outcomes, dispatcher_rounds) = Dispatcher::stepped(
             sink,
             ledger,
-            executor::options(&config),
+            executor::options(&config, 0),
             executor::now(&clock),
             runtime,
         );
@@ -151,6 +151,7 @@ impl Stepped {
             history: Some(recorder.committed.clone()),
             journal: durable.clone(),
             journal_from: journal.keep_from(),
+            copy: None,
         })?;
         let (intake, arrivals) = intake::channel(config.engine.queue_events);
         let batches = Batches::default();
@@ -207,6 +208,7 @@ impl Stepped {
                 positions: durable::Positions::from(positions.all()),
                 batches,
                 door: door.clone(),
+                copy: None,
             }),
             last,
             level: 0,
