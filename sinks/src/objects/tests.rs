@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use super::faults::{FaultyStore, Rates};
 use super::*;
-use crate::snapshot::{Manifest, SnapshotWriter};
+use crate::snapshot::{Manifest, SnapshotStore, SnapshotWriter};
 
 fn owner(folder: &str, name: &str) -> Owner {
     Owner { folder: folder.to_owned(), name: name.to_owned(), strict: false }
@@ -150,7 +150,7 @@ async fn copy(remote: &Remote, dir: &Path, ticks: &[u64]) -> Claim {
     let mut claim = Claim::take(remote, owner("a", "writer"), false).await.unwrap();
     let mut changes = Vec::new();
     for tick in ticks {
-        let mut writer = SnapshotWriter::begin(dir, *tick).unwrap();
+        let mut writer = SnapshotWriter::begin(&SnapshotStore::at(dir), *tick).unwrap();
         writer.chunk("stage", format!("state at {tick}").as_bytes()).unwrap();
         writer.commit(Manifest { tick: *tick, ..Manifest::default() }).unwrap();
         let folder = dir.join(format!("{tick:020}"));
