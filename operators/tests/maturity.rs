@@ -94,7 +94,7 @@ fn short() -> MaturitySpec {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
     fn curves_are_those_of_everything_that_was_said(told in told(), split in any::<u64>()) {

@@ -32,9 +32,10 @@ use crate::engine::feed::{LiveQueue, TickBatch};
 
 /// Longest time without a tick, on the system clock.
 const IDLE: Duration = Duration::from_millis(100);
-/// Report rows that a tick takes, if no single arrival brings more: each may touch weeks of an
-/// entity's windows, and a tick that takes long is latency for everybody.
-const REPORTS_PER_TICK: usize = 2_048;
+/// Report rows that a tick takes from their lane, if no single arrival brings more: each may touch
+/// weeks of an entity's windows, and a tick that takes long is latency for everybody. The next are
+/// taken when that tick is decided upon, so that such ticks do not pile up.
+const REPORTS_PER_TICK: usize = 4_096;
 /// How often room is looked for while the workers are behind.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// Ticks between two samples of the queues.
@@ -117,6 +118,8 @@ pub(super) struct Ingest {
     /// When a snapshot was asked for last.
     snapshot: Instant,
     ticks: u64,
+    /// The last tick that took from the lane of report rows.
+    reported: Tick,
     /// Once the loop has been told to end: since when, and whether the last snapshot is under way.
     ending: Option<(Instant, bool)>,
 }
@@ -140,6 +143,7 @@ impl Ingest {
             closed: now,
             snapshot: now,
             ticks: 0,
+            reported: 0,
             ending: None,
         }
     }
@@ -158,7 +162,8 @@ impl Ingest {
                 true => (&self.ends.outcomes, &self.ends.inputs),
                 false => (&no_controls, &no_controls),
             };
-            let wait = match room {
+            let held_back = self.holds_reports_back() && !self.ends.arrivals.reports.is_empty();
+            let wait = match room && !held_back {
                 true => self.every().saturating_sub(clock::since(self.closed)),
                 false => LOOK_AGAIN,
             };
@@ -230,7 +235,14 @@ impl Ingest {
 
     /// One tick takes little of the reports' lane.
     fn takes_reports(&self) -> bool {
-        !self.is_full() && self.pending.reports.len() < REPORTS_PER_TICK
+        !self.is_full()
+            && !self.holds_reports_back()
+            && self.pending.reports.len() < REPORTS_PER_TICK
+    }
+
+    /// The last tick that took from the lane of report rows is not decided upon yet.
+    fn holds_reports_back(&self) -> bool {
+        self.ends.decided.load(Ordering::Acquire) < self.reported
     }
 
     /// Time from one tick to the next.
@@ -252,9 +264,13 @@ impl Ingest {
         if kind == Close::Snapshot {
             self.snapshot = self.closed;
         }
+        let reports = !self.pending.reports.is_empty();
         let Some(tick) = self.ends.close(std::mem::take(&mut self.pending), kind) else {
             return false;
         };
+        if reports {
+            self.reported = tick;
+        }
         self.watch(tick);
         self.ticks += 1;
         if self.ticks % SAMPLE_TICKS == 0 {
