@@ -95,10 +95,12 @@ impl Virtual {
     /// Time passes on both clocks.
     pub fn pass(by: Duration) {
         let ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
-        VIRTUAL.set(VIRTUAL.get().map(|time| Time {
-            wall: time.wall.saturating_add(ms),
-            instant: time.instant + by,
-        }));
+        VIRTUAL.set(
+            VIRTUAL.get().map(|time| Time {
+                wall: time.wall.saturating_add(ms),
+                instant: time.instant + by,
+            }),
+        );
     }
 }
 

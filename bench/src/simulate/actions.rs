@@ -69,7 +69,11 @@ impl World {
             Kind::Kill => {
                 let tenant = self.random.gen_bool(0.5).then(|| "t0".to_owned());
                 let kill = self.random.gen_bool(0.3);
-                self.control(if kill { Control::Kill { tenant } } else { Control::Resume { tenant } });
+                self.control(if kill {
+                    Control::Kill { tenant }
+                } else {
+                    Control::Resume { tenant }
+                });
             }
             Kind::Approve => self.approve(),
             Kind::Model => {
@@ -133,7 +137,8 @@ impl World {
             3 => "conversion",
             _ => "impression",
         };
-        let revenue = if kind == "conversion" { self.random.gen_range(1..90) * 1_000_000 } else { 0 };
+        let revenue =
+            if kind == "conversion" { self.random.gen_range(1..90) * 1_000_000 } else { 0 };
         let mut row = row(&creative);
         row["type"] = "event".into();
         row["ts_us"] = (now - ago).into();
@@ -192,7 +197,8 @@ impl World {
                     let rows = body.text.lines().count() as u64;
                     anyhow::ensure!(
                         answer.accepted + answer.dead_letters == rows,
-                        "{} was answered with {answer:?}, it has {rows} rows", body.key
+                        "{} was answered with {answer:?}, it has {rows} rows",
+                        body.key
                     );
                     body.state = Sent::Answered;
                     self.shadow.taken(&body.events, &body.reports);
@@ -222,7 +228,8 @@ impl World {
                 let rows = body.text.lines().count() as u64;
                 anyhow::ensure!(
                     answer.accepted + answer.dead_letters == rows,
-                    "{} was answered with {answer:?} the second time", body.key
+                    "{} was answered with {answer:?} the second time",
+                    body.key
                 );
             }
             Err(Err(PushError::Busy { .. } | PushError::Closed(_))) => {}
@@ -299,7 +306,10 @@ impl World {
         let Some(before) = settings.get(&entity) else { return Ok(()) };
         let mut actual = Actual { ..before.clone() };
         match self.random.gen_range(0..3) {
-            0 => actual.bid_micros = actual.bid_micros.map(|_| self.random.gen_range(1..300) * 10_000),
+            0 => {
+                actual.bid_micros =
+                    actual.bid_micros.map(|_| self.random.gen_range(1..300) * 10_000)
+            }
             1 => {
                 let budget = self.random.gen_range(1..300) * 1_000_000;
                 actual.budget_micros = actual.budget_micros.map(|_| budget);

@@ -95,7 +95,8 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
         (0, 0, 0, 0, 0, 0);
     loop {
         eprintln!("simulate: seed {seed}, {} steps", options.steps);
-        let run = once(seed, options.steps, options).map_err(|failure| report(&failure, options))?;
+        let run =
+            once(seed, options.steps, options).map_err(|failure| report(&failure, options))?;
         let of = run.summary;
         seeds += 1;
         lives += run.lives;
@@ -166,7 +167,9 @@ fn report(failure: &Failure, options: &Options) -> anyhow::Error {
     let (mut steps, mut limits) = (options.steps, Options { loud: false, ..options.clone() });
     if options.shrink {
         let fails = |steps, limits: &Options| once(failure.seed, steps, limits).err();
-        while steps > 8 && let Some(found) = fails(steps / 2, &limits) {
+        while steps > 8
+            && let Some(found) = fails(steps / 2, &limits)
+        {
             (steps, shortest) = (steps / 2, found);
         }
         for kind in Kind::optional() {

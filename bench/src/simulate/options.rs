@@ -134,8 +134,9 @@ impl Plan {
             refuse: some(3),
             deaf_percent: some(60),
         };
-        let autonomy =
-            *["autonomous", "autonomous", "guided", "human_led"].choose(random).unwrap_or(&"guided");
+        let autonomy = *["autonomous", "autonomous", "guided", "human_led"]
+            .choose(random)
+            .unwrap_or(&"guided");
         let mut one_of = |of: &[&'static str]| *of.choose(random).unwrap_or(&of[0]);
         let config_toml = format!(
             r#"

@@ -242,7 +242,10 @@ fn recompute(world: &mut World, events: &Events, features: &Rows) -> anyhow::Res
             cost_micros: number(row, "cost_micros")?,
             revenue_micros: number(row, "revenue_micros")?,
         };
-        ensure!(sums == found, "{of} in [{start}, {end}) at {tick}: {found:?}, its events {sums:?}");
+        ensure!(
+            sums == found,
+            "{of} in [{start}, {end}) at {tick}: {found:?}, its events {sums:?}"
+        );
     }
     Ok(())
 }
@@ -271,7 +274,10 @@ fn actions(world: &World, reader: &HistoryReader) -> anyhow::Result<u64> {
         ensure!(known.contains_key(&id), "{id} reached the platform and no tick knows it");
         let end = ended.get(&id);
         let told_so = matches!(end, Some(Outcome::Applied { .. } | Outcome::NoChange));
-        ensure!(!told_so || call.carried_out > 0 || world.meddled, "{id} was never carried out: {end:?}");
+        ensure!(
+            !told_so || call.carried_out > 0 || world.meddled,
+            "{id} was never carried out: {end:?}"
+        );
         // Without an end: the owner was seen to be as wanted before the end could be told, and the
         // process died. Nobody asks any more; the ledger knows.
         let denied = matches!(end, Some(Outcome::Expired | Outcome::Rejected { .. }));
@@ -281,7 +287,8 @@ fn actions(world: &World, reader: &HistoryReader) -> anyhow::Result<u64> {
         );
         ensure!(
             world.plan.dedupes || call.carried_out <= 1 || world.plan.weather.twice > 0,
-            "{id} was carried out {} times by a platform that keeps no ids", call.carried_out
+            "{id} was carried out {} times by a platform that keeps no ids",
+            call.carried_out
         );
     }
     Ok(calls.len() as u64)

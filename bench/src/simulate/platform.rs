@@ -234,7 +234,9 @@ impl State {
         }
         if let (Some(before), Some(actual)) = (&intent.before, self.settings.get(&intent.owner)) {
             let found = plan::found(&intent.desired, actual);
-            if found.is_some() && found.as_ref() != Some(before) && found.as_ref() != Some(&intent.desired)
+            if found.is_some()
+                && found.as_ref() != Some(before)
+                && found.as_ref() != Some(&intent.desired)
             {
                 let what = format!("it is {found:?}, not {before:?}");
                 return ExecOutcome::from_error(ExecError::new(ErrorClass::Conflict, what));
@@ -318,8 +320,7 @@ impl ActionSink for Connector {
                 state.receive(intent);
                 let fate = state.fate();
                 state.log.push(format!("call {} {}: {fate:?}", intent.id, intent.owner));
-                let mut latency =
-                    || Duration::from_millis(state.random.gen_range(1..1_500));
+                let mut latency = || Duration::from_millis(state.random.gen_range(1..1_500));
                 (fate, latency(), latency())
             };
             let _waiting = Waiting(self.platform.clone(), intent.owner.clone());

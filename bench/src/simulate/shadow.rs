@@ -42,8 +42,7 @@ impl Shadow {
     pub(super) fn new(disk: Arc<dyn Disk>, dir: &Path) -> anyhow::Result<Shadow> {
         let registry = Arc::new(Registry::utc());
         let view = RegistryView::new(registry.clone());
-        let (journal, _) =
-            JournalWriter::open_on(disk, dir, JournalOptions::default(), view)?;
+        let (journal, _) = JournalWriter::open_on(disk, dir, JournalOptions::default(), view)?;
         Ok(Shadow {
             copies: BTreeMap::new(),
             reports: BTreeMap::new(),

@@ -104,7 +104,8 @@ impl World {
         let runtime = VirtualRuntime::new();
         let platform = Platform::new(seeded(), runtime.clone(), plan.dedupes);
         let quiet = FaultyDisk::new(seeded());
-        let shadow = Shadow::new(Arc::new(quiet.clone()), &dir.join("undisturbed").join("journal"))?;
+        let shadow =
+            Shadow::new(Arc::new(quiet.clone()), &dir.join("undisturbed").join("journal"))?;
         let mut creatives = Vec::new();
         for tenant in 0..2 {
             for campaign in 0..3 {
@@ -282,7 +283,12 @@ impl World {
         self.shadow.recovered(tick)?;
         let history = engine.history().clone();
         if let Some(before) = self.history.as_ref().filter(|_| tick > 0) {
-            ensure!(*before == history, "the history goes on in {} after {}", history.display(), before.display());
+            ensure!(
+                *before == history,
+                "the history goes on in {} after {}",
+                history.display(),
+                before.display()
+            );
         }
         self.history = Some(history);
         self.engine = Some(engine);
@@ -405,7 +411,9 @@ impl World {
         let again = if made.is_again() { " again" } else { "" };
         for action in &actions {
             let (before, desired) = (&action.before, &action.desired);
-            self.note(|| format!("decided{again} {} {}: {before:?} to {desired:?}", action.id, action.owner));
+            self.note(|| {
+                format!("decided{again} {} {}: {before:?} to {desired:?}", action.id, action.owner)
+            });
         }
         invariants::actions(self, &actions)
     }
@@ -428,7 +436,10 @@ impl World {
             }
             Virtual::pass(Duration::from_millis(400));
             let recovering = self.engine.as_ref().is_none_or(Stepped::is_recovering);
-            if !killed && !recovering && let Some(engine) = &self.engine {
+            if !killed
+                && !recovering
+                && let Some(engine) = &self.engine
+            {
                 // From here on the stage wants nothing new.
                 killed = engine.controls().try_send(Control::Kill { tenant: None }).is_ok();
             }
@@ -444,7 +455,10 @@ impl World {
             "it does not come to rest: {} bodies wait, {} tasks, in flight {:?}",
             waiting.count(),
             self.runtime.tasks(),
-            self.engine.as_ref().and_then(Stepped::stage).map(|stage| stage.in_flight().collect::<Vec<_>>()),
+            self.engine
+                .as_ref()
+                .and_then(Stepped::stage)
+                .map(|stage| stage.in_flight().collect::<Vec<_>>()),
         )
     }
 

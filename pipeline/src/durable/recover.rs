@@ -67,8 +67,7 @@ pub fn recover(
         None => Start { stage: stage.map(Stage::new).transpose()?, ..Start::default() },
     };
     let view = RegistryView::new(registry.clone());
-    let (writer, opened) =
-        JournalWriter::open_on(disk.clone(), &dir.join(JOURNAL), options, view)?;
+    let (writer, opened) = JournalWriter::open_on(disk.clone(), &dir.join(JOURNAL), options, view)?;
     if opened.repaired_bytes > 0 {
         tracing::warn!(bytes = opened.repaired_bytes, "cut off the torn end of the journal");
     }

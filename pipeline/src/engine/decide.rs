@@ -220,11 +220,7 @@ impl Deciding {
     }
 
     /// Decides upon one complete tick; `None` where there is nothing to decide.
-    pub fn decide(
-        &mut self,
-        parts: &mut [Part],
-        note: &mut Note,
-    ) -> anyhow::Result<Option<Made>> {
+    pub fn decide(&mut self, parts: &mut [Part], note: &mut Note) -> anyhow::Result<Option<Made>> {
         let started = clock::instant();
         let tick = parts[0].tick;
         if let Some(what) = parts.iter_mut().find_map(|part| part.restore_failed.take()) {

@@ -55,7 +55,8 @@ mod tests {
     #[test]
     fn a_reading_overtaken_by_an_outcome_is_told_by_the_next_one() {
         let owner: EntityKey = "t/p/a/c".parse().unwrap();
-        let budget = |budget_micros| Actual { budget_micros: Some(budget_micros), ..Actual::default() };
+        let budget =
+            |budget_micros| Actual { budget_micros: Some(budget_micros), ..Actual::default() };
         let begun = crate::clock::instant();
         let later = |s| begun + Duration::from_secs(s);
         let mut observed = Observed::default();

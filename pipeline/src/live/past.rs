@@ -26,8 +26,7 @@ use super::HistoryAt;
 use crate::clock::Clock;
 use crate::commands::output_error;
 use crate::durable::{
-    Claimed, EngineState, JOURNAL, Journal, OnDurable, Recovered, SNAPSHOTS, Tail, Writing,
-    recover,
+    Claimed, EngineState, JOURNAL, Journal, OnDurable, Recovered, SNAPSHOTS, Tail, Writing, recover,
 };
 use crate::setup::{self, Mode};
 
@@ -204,10 +203,8 @@ impl Histories<'_> {
     }
 
     fn create(&self, folder: &Path, journal: bool) -> anyhow::Result<HistoryWriter> {
-        let (view, options, disk) =
-            (self.view.clone(), self.options(journal), self.disk.clone());
-        let writer =
-            HistoryWriter::create_on(folder.to_owned(), self.meta(), view, options, disk)?;
+        let (view, options, disk) = (self.view.clone(), self.options(journal), self.disk.clone());
+        let writer = HistoryWriter::create_on(folder.to_owned(), self.meta(), view, options, disk)?;
         Ok(self.with_currencies(writer))
     }
 

@@ -136,8 +136,7 @@ impl Stepped {
             executor::now(&clock),
             runtime,
         );
-        let (rows, patience) =
-            (config.engine.queue_history, config.state.disk_patience.duration());
+        let (rows, patience) = (config.engine.queue_history, config.state.disk_patience.duration());
         let file_time = Some(config.history.file_time.duration());
         let (recorder, mut recording) =
             Recorder::new(writer, view.clone(), rows, patience, file_time, Some(durable.clone()));

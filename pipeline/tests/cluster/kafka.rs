@@ -45,7 +45,8 @@ impl Kafka {
         let admin: AdminClient<DefaultClientContext> =
             ClientConfig::new().set("bootstrap.servers", &brokers).create().unwrap();
         let new = NewTopic::new(&topic, PARTITIONS as i32, TopicReplication::Fixed(1));
-        let made = Runtime::new().unwrap().block_on(admin.create_topics(&[new], &AdminOptions::new()));
+        let made =
+            Runtime::new().unwrap().block_on(admin.create_topics(&[new], &AdminOptions::new()));
         made.unwrap().remove(0).unwrap();
         Some(Kafka::at(&brokers, &topic, None))
     }

@@ -430,31 +430,31 @@ impl Dispatching {
     }
 
     fn work(&mut self, round: Round) {
-            let now = (self.driver.now)();
-            let mut answers = Vec::new();
-            for news in round.news {
-                self.take_news(news, now, &mut answers);
-            }
-            // An owner released above may begin in the same round.
-            let starts: Vec<_> =
-                round.starts.into_iter().filter_map(|i| self.admit(i, now, &mut answers)).collect();
-            if let Err(error) = self.ledger.commit(now) {
-                self.shared.counters.ledger_failures.fetch_add(1, Relaxed);
-                tracing::error!(%error, source = ?std::error::Error::source(&error),
+        let now = (self.driver.now)();
+        let mut answers = Vec::new();
+        for news in round.news {
+            self.take_news(news, now, &mut answers);
+        }
+        // An owner released above may begin in the same round.
+        let starts: Vec<_> =
+            round.starts.into_iter().filter_map(|i| self.admit(i, now, &mut answers)).collect();
+        if let Err(error) = self.ledger.commit(now) {
+            self.shared.counters.ledger_failures.fetch_add(1, Relaxed);
+            tracing::error!(%error, source = ?std::error::Error::source(&error),
                     held_back = starts.len(), "no action leaves while the ledger cannot be written");
-                for intent in starts {
-                    self.answer(&intent, Outcome::Expired, &mut answers);
-                    self.shared.lock().queue.release(&intent.owner);
-                }
-            } else {
-                for intent in starts {
-                    let doubt = intent.tick <= self.options.in_doubt_until;
-                    self.spawn(intent, if doubt { Entry::Settle } else { Entry::Call });
-                }
+            for intent in starts {
+                self.answer(&intent, Outcome::Expired, &mut answers);
+                self.shared.lock().queue.release(&intent.owner);
             }
-            self.waiting.extend(answers);
-            self.hand_out();
-            self.tell_telemetry();
+        } else {
+            for intent in starts {
+                let doubt = intent.tick <= self.options.in_doubt_until;
+                self.spawn(intent, if doubt { Entry::Settle } else { Entry::Call });
+            }
+        }
+        self.waiting.extend(answers);
+        self.hand_out();
+        self.tell_telemetry();
     }
 
     /// Settles what an earlier process left.

@@ -33,13 +33,13 @@ use super::features::{EXTRA_BYTES, FEATURE_BYTES, FeatureBuffer};
 use super::manifest::{MANIFEST_FILE, Manifest};
 use super::meta::{CONFIG_FILE, RUN_FILE};
 use super::part::replace_file;
-use crate::disk::{Disk, FileSystem};
 use super::summary::Summary;
 use super::table::{day_of_tick, day_of_us};
 use super::ticks::{TICK_BYTES, TickBuffer};
 use super::{
     DeadLetter, DecisionDigest, HistoryError, HistoryMeta, SCHEMA_VERSION, Table, TickRecord,
 };
+use crate::disk::{Disk, FileSystem};
 use omnify_decision::digest::{hex, unhex};
 
 /// Says the currency of an entity's account.

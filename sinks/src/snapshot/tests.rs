@@ -53,10 +53,7 @@ fn what_was_written_is_read() {
     assert_eq!(streamed, content(8));
     assert!(snapshot.chunk("empty").unwrap().is_empty());
     assert!(matches!(snapshot.chunk("none"), Err(SnapshotError::Chunk { .. })));
-    assert!(matches!(
-        begin(root.path(), 7),
-        Err(SnapshotError::Exists { tick: 7 })
-    ));
+    assert!(matches!(begin(root.path(), 7), Err(SnapshotError::Exists { tick: 7 })));
     let mut writer = begin(root.path(), 8).unwrap();
     assert!(writer.chunk("../evil", &[]).is_err());
     writer.chunk("a", &[]).unwrap();

@@ -11,12 +11,12 @@ use arrow::error::ArrowError;
 use super::super::catalog::Catalog;
 use super::super::manifest::Part;
 use super::super::part::{PartWriter, batch_rows};
-use crate::disk::Disk;
 use super::super::read::PartFile;
 use super::super::writer::WriterOptions;
 use super::super::{HistoryError, HistoryMeta, Table, schema_of};
 use super::plan::{Eagerness, runs};
 use super::sorted;
+use crate::disk::Disk;
 
 /// Parts to be merged into one.
 pub struct MergeJob {

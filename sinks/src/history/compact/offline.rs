@@ -6,10 +6,10 @@ use std::sync::atomic::AtomicBool;
 
 use super::super::catalog::{Catalog, lock};
 use super::super::manifest::{MANIFEST_FILE, Manifest};
-use crate::disk::{Disk, FileSystem};
 use super::super::writer::WriterOptions;
 use super::super::{HistoryError, HistoryMeta, Summary};
 use super::job::{MergeJob, Merged};
+use crate::disk::{Disk, FileSystem};
 
 /// Merged parts are listed together, as the manifest is written anew each time: after so many.
 const LISTED_TOGETHER: usize = 64;

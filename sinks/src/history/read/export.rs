@@ -21,10 +21,10 @@ use jiff::civil::Date;
 use super::super::manifest::{MANIFEST_FILE, Part};
 use super::super::meta::{CONFIG_FILE, RUN_FILE};
 use super::super::part::replace_file;
-use crate::disk::{Disk, FileSystem};
 use super::super::{HistoryError, Table};
 use super::file::{PartFile, READ_ROWS, changed, open_part};
 use super::{HistoryReader, Progress};
+use crate::disk::{Disk, FileSystem};
 
 /// The form of an export.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

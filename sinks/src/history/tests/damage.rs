@@ -8,10 +8,10 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
 
 use super::super::manifest::{MANIFEST_FILE, Manifest, Part};
 use super::super::part::replace_file;
-use crate::disk::FileSystem;
 use super::super::read::HistoryReader;
 use super::super::{Difference, HistoryError, Table, Verification};
 use super::*;
+use crate::disk::FileSystem;
 
 fn history(seed: u64, options: WriterOptions) -> (tempfile::TempDir, Run) {
     let folder = tempfile::tempdir().unwrap();

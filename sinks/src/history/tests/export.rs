@@ -5,11 +5,11 @@ use arrow::datatypes::{DataType, Field, Float64Type, Schema};
 
 use super::super::manifest::{MANIFEST_FILE, Part};
 use super::super::part::{PartWriter, replace_file};
-use crate::disk::FileSystem;
 use super::super::read::{HistoryReader, PartFile, align_with};
 use super::super::{ExportFormat, ExportOptions, Table, compact};
 use super::round_trip::assert_same;
 use super::*;
+use crate::disk::FileSystem;
 
 fn exported(root: &Path, to: &Path, options: &ExportOptions) -> BTreeMap<Table, u64> {
     HistoryReader::open(root).unwrap().export(to, options, &mut |_| {}).unwrap().rows
