@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use omnify_operators::model::RegistryView;
+use omnify_operators::model::{RegistryView, Tick};
 use omnify_sinks::history::DeadLetter;
 use omnify_sinks::journal::Position;
 
@@ -78,6 +78,11 @@ impl Outlet for Link {
 
     /// The answer comes behind everything that was put before. Waits as long as the leader is there:
     /// when it is not, the control connection ends this process.
+    fn tick(&self) -> Tick {
+        // Only the leader knows it; the wall clock alone bounds what is read here.
+        0
+    }
+
     fn claim(&self, source: &Arc<str>, partition: i32) -> Option<Claim> {
         let mut sending = self.lock();
         let claim = FromReader::Claim { source: source.clone(), partition };

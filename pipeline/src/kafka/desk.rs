@@ -193,7 +193,7 @@ impl Desk {
 
     fn decode(&mut self, message: &impl Message, key: &Partition) -> Taken {
         // The engine's time, which a wall clock that was set back does not set back.
-        let now = self.parts.clock.now().max(self.parts.intake.tick());
+        let now = self.parts.clock.now().max(self.parts.outlet.tick());
         let not_after = us_of_tick(now).saturating_add(self.parts.future_skew_us);
         let Some(reader) = self.parts.readers.get_mut(key.0.as_ref()) else { return Taken::Done };
         let now = clock::instant();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use omnify_decision::control::Control;
+use omnify_operators::model::Tick;
 use omnify_sinks::journal::Position;
 use omnify_sinks::telemetry::events::KafkaFenced;
 
@@ -35,6 +36,9 @@ pub(crate) trait Outlet: Send + Sync {
     /// True when nothing is taken in any more.
     fn is_closed(&self) -> bool;
 
+    /// The last closed tick, where it is known; 0 elsewhere.
+    fn tick(&self) -> Tick;
+
     /// Begins to read a partition. `None` when the engine has ended.
     fn claim(&self, source: &Arc<str>, partition: i32) -> Option<Claim>;
 
@@ -59,6 +63,10 @@ impl Outlet for Here {
 
     fn is_closed(&self) -> bool {
         self.intake.is_closed()
+    }
+
+    fn tick(&self) -> Tick {
+        self.intake.tick()
     }
 
     fn claim(&self, source: &Arc<str>, partition: i32) -> Option<Claim> {

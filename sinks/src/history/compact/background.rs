@@ -50,7 +50,9 @@ pub enum MergeStep {
 impl BackgroundMerge {
     /// One that merges on the caller's thread, where a simulation wants to see it: a step waits.
     pub fn inline() -> BackgroundMerge {
-        BackgroundMerge { inline: true, ..BackgroundMerge::default() }
+        let mut merge = BackgroundMerge::default();
+        merge.inline = true;
+        merge
     }
 
     /// Adopts what is finished, or starts what is worth it. An error concerns merging only: the
