@@ -465,7 +465,8 @@ impl World {
     fn is_at_rest(&self) -> bool {
         let answered = self.bodies.iter().all(|body| matches!(body.state, Sent::Answered));
         let Some(engine) = &self.engine else { return false };
-        let read = engine.positions().durable_next("log", 0).unwrap_or(0);
+        // The only partition there is.
+        let read = engine.positions().all_durable().first().map_or(0, |position| position.next);
         let idle = engine.stage().is_none_or(|stage| stage.in_flight().next().is_none());
         let late = self.platform.traffic().1;
         answered
