@@ -98,6 +98,12 @@ enum Command {
         /// Seed of the moments.
         #[arg(long, default_value_t = 7)]
         seed: u64,
+        /// Processes of the engine, any of which is lost; one alone is no cluster.
+        #[arg(long, default_value_t = 1)]
+        processes: usize,
+        /// Workers of each process of a cluster.
+        #[arg(long, default_value_t = 2)]
+        workers: usize,
         /// The program; that beside this one by default.
         #[arg(long)]
         omnify: Option<PathBuf>,
@@ -270,13 +276,38 @@ fn main() -> ExitCode {
                 sets,
             })
         }
-        Command::Crash { rounds, seed, omnify, faults, kafka, kafka_dir, keep } => {
+        Command::Crash {
+            rounds,
+            seed,
+            processes,
+            workers,
+            omnify,
+            faults,
+            kafka,
+            kafka_dir,
+            keep,
+        } => {
             crash::in_own_namespace();
             omnify.map_or_else(beside, Ok).and_then(|omnify| {
                 let kafka = (kafka.is_some() || kafka_dir.is_some())
                     .then_some(crash::BrokerOptions { address: kafka, dir: kafka_dir });
-                let options = crash::Options { rounds, seed, omnify, faults, kafka, keep };
-                let answer = crash::run(&options)?;
+                let answer = if processes == 1 {
+                    let options = crash::Options { rounds, seed, omnify, faults, kafka, keep };
+                    crash::run(&options)?
+                } else {
+                    anyhow::ensure!(
+                        faults.is_none() && kafka.is_none(),
+                        "--faults and --kafka are for one process"
+                    );
+                    crash::cluster::run(&crash::cluster::Options {
+                        rounds,
+                        seed,
+                        omnify,
+                        keep,
+                        processes,
+                        workers,
+                    })?
+                };
                 anyhow::ensure!(
                     answer["identical"] == true && answer["actions_twice"] == 0,
                     "{answer}"

@@ -18,6 +18,7 @@
 //! | `broker`, `stream`, `member`, `outputs` | Kafka: the broker, events, a second group member, what comes out |
 //! | `phases` | in the middle of what the kills fell |
 //! | `compare` | what must hold at the end |
+//! | `cluster` | the same over several processes, any of which is lost |
 //!
 //! After the last round the engine is stopped in order, and compared:
 //!
@@ -31,6 +32,7 @@
 
 mod broker;
 mod clock;
+pub mod cluster;
 mod compare;
 mod disk;
 mod engine;
