@@ -394,6 +394,8 @@ impl Sender {
             ("isolation.level", "read_committed".to_owned()),
             ("enable.auto.commit", "false".to_owned()),
             ("enable.partition.eof", "true".to_owned()),
+            // The end is told with an empty answer, which brokers put off for so long.
+            ("fetch.wait.max.ms", "50".to_owned()),
             ("allow.auto.create.topics", "true".to_owned()),
         ];
         let client = self.options.connection.client("omnify-ticks", defaults);
