@@ -147,7 +147,7 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
         "duplicated": events.duplicated,
         "actions_twice": actions.twice,
         "identical": identical,
-        "events": events.sent,
+        "events": sent.events,
         "actions_applied": actions.applied,
         "actions_mismatched": actions.wrong,
         "sent_again": sent.again,
