@@ -46,7 +46,7 @@ pub struct Options {
 pub(crate) const CONFIG: &str = r#"
 [engine]
 tick = "2ms"
-decide_every = "90ms"
+decide_every = "95ms"
 queue_events = 400000
 [history]
 enabled = false

@@ -1,8 +1,7 @@
 //! When entities are evaluated, and what an evaluation says.
 //!
 //! A changed entity is evaluated at the tick of the change if it was not a moment ago, otherwise as
-//! soon as that (and up to an eighth more, which differs from one to the next) has passed; an entity
-//! that does not change, at a phase of its own. Under overload
+//! soon as that has passed; an entity that does not change, at a phase of its own. Under overload
 //! (the tick's level of calm) evaluations come later, and none is lost: one that was put off comes
 //! when its longer time has passed. Windows and pane ends know nothing of all this.
 
@@ -15,15 +14,13 @@ use crate::spec::Cadence;
 
 /// Evaluations that are put off come this many times more rarely.
 const CALM_FACTOR: u64 = 8;
-/// The gap between two evaluations varies by up to this part of it.
-const SPREAD: u64 = 8;
 
 impl Rolling {
     pub(super) fn schedule_touched(&mut self, place: u32) {
         if let Some(cadence) = self.spec.cadence {
             let cell = &self.cells[place as usize];
             let due = match cell.evaluated {
-                Some(last) => (last + self.gap_ms(cell, cadence, last)).max(self.tick),
+                Some(last) => (last + self.gap_ms(cell, cadence)).max(self.tick),
                 None => self.tick,
             };
             self.schedule(place, due);
@@ -39,8 +36,8 @@ impl Rolling {
         }
     }
 
-    /// The least time between two evaluations of a cell, the one before at `last`.
-    fn gap_ms(&self, cell: &Cell, cadence: Cadence, last: Tick) -> u64 {
+    /// The least time between two evaluations of a cell.
+    fn gap_ms(&self, cell: &Cell, cadence: Cadence) -> u64 {
         let calm = match cell.level {
             Level::Creative | Level::AdGroup => self.calm >= 1,
             Level::Campaign => {
@@ -48,17 +45,14 @@ impl Rolling {
             }
             Level::Account | Level::Tenant => false,
         };
-        let least = if calm { cadence.busy_ms * CALM_FACTOR } else { cadence.busy_ms };
-        // Entities that were evaluated together, as all are after a start or a stall, drift apart.
-        let spread = (cell.order ^ last).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        least + spread % (least / SPREAD + 1)
+        if calm { cadence.busy_ms * CALM_FACTOR } else { cadence.busy_ms }
     }
 
     /// Until when the evaluation of a cell that is due now is put off, if it is.
     fn put_off(&self, place: u32, cadence: Cadence) -> Option<Tick> {
         let cell = &self.cells[place as usize];
         let last = cell.evaluated.filter(|_| self.calm > 0)?;
-        let rested = last + self.gap_ms(cell, cadence, last);
+        let rested = last + self.gap_ms(cell, cadence);
         if rested > self.tick {
             return Some(rested);
         }

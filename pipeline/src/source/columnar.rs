@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -140,7 +141,7 @@ impl Layout {
         };
         // What the file says of its columns, not what some writer's in-memory form was.
         let plain = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-        let metadata = ArrowReaderMetadata::load(&file, plain.clone()).map_err(damaged)?;
+        let metadata = guarded(|| ArrowReaderMetadata::load(&file, plain.clone())).map_err(damaged)?;
         let schema = metadata.schema().clone();
         let slots = bind(path, mapping, &schema, options)?;
         let names = name_columns(mapping.plan(), &slots);
@@ -158,11 +159,10 @@ impl Layout {
                 }
             })
             .collect();
-        let metadata = ArrowReaderMetadata::try_new(
-            metadata.metadata().clone(),
-            plain.with_schema(Arc::new(Schema::new(fields))),
-        )
-        .map_err(damaged)?;
+        let schema = plain.with_schema(Arc::new(Schema::new(fields)));
+        let metadata =
+            guarded(|| ArrowReaderMetadata::try_new(metadata.metadata().clone(), schema))
+                .map_err(damaged)?;
         let mut row = 0;
         let first_rows = metadata
             .metadata()
@@ -295,10 +295,10 @@ impl ColumnarSource {
         loop {
             if let Some((group, reader)) = &mut self.reader {
                 let group = *group;
-                match reader.next() {
-                    Some(Ok(batch)) => return Ok(Some(batch)),
-                    Some(Err(error)) => return Err(self.damaged(group, &error)),
-                    None => self.bytes_done += group_bytes(&self.layout, group),
+                match guarded(|| Ok(reader.next().transpose()?)) {
+                    Ok(Some(batch)) => return Ok(Some(batch)),
+                    Err(error) => return Err(self.damaged(group, &error)),
+                    Ok(None) => self.bytes_done += group_bytes(&self.layout, group),
                 }
                 self.reader = None;
             }
@@ -307,15 +307,13 @@ impl ColumnarSource {
             let columns = self.layout.slots.iter().flatten().copied();
             let schema = self.layout.metadata.parquet_schema();
             let mask = ProjectionMask::roots(schema, columns);
-            let reader = self.file.try_clone().map_err(ParquetError::from).and_then(|file| {
-                ParquetRecordBatchReaderBuilder::new_with_metadata(
-                    file,
-                    self.layout.metadata.clone(),
-                )
-                .with_row_groups(vec![group])
-                .with_projection(mask)
-                .with_batch_size(self.batch_rows)
-                .build()
+            let reader = guarded(|| {
+                let (file, metadata) = (self.file.try_clone()?, self.layout.metadata.clone());
+                ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata)
+                    .with_row_groups(vec![group])
+                    .with_projection(mask)
+                    .with_batch_size(self.batch_rows)
+                    .build()
             });
             self.reader = Some((group, reader.map_err(|error| self.damaged(group, &error))?));
         }
@@ -332,6 +330,15 @@ impl ColumnarSource {
             detail: format!("row group {group}, after row {}: {error}", self.row),
         }
     }
+}
+
+/// The library panics on some damage; to us that is an error of the file like any other.
+fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+        Err(ParquetError::General(format!("the reader gave up: {text}")))
+    })
 }
 
 fn group_bytes(layout: &Layout, group: usize) -> u64 {

@@ -608,6 +608,7 @@ mod tests {
             KafkaFailed { class: "timeout", error: &"no broker" }.emit();
             KafkaConsumed { messages: 5, lag: 7, ..KafkaConsumed::default() }.emit();
             KafkaSourceFailed { class: "consume", error: &"no broker" }.emit();
+            KafkaFenced { source: "kafka:events", partition: 0, messages: 2 }.emit();
             ModelLoaded { version: 2 }.emit();
             Started { version: "0.1.0" }.emit();
             recorder.handle().render()

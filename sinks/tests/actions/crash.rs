@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use futures::future::BoxFuture;
 use omnify_decision::action::Action;
-use omnify_decision::control::{Actual, Control, Outcome};
+use omnify_decision::control::{Actual, Outcome};
 use omnify_operators::model::EntityKey;
 use omnify_sinks::action::{
     ActionSink, Capabilities, ExecError, ExecOutcome, Intent, Ledger, LedgerCopy, LedgerError,
@@ -105,9 +105,7 @@ fn the_outcome_is_still_known_after_a_restart() {
     rig.crash();
     rig.start();
     for n in 1..=2 {
-        let (owner, outcome) = (owner(n), applied(bid(5)));
-        let again = Control::Acknowledge { action: id(n), owner, outcome };
-        assert_eq!(rig.dispatcher().submit(change(n)), Some(again));
+        assert_eq!(rig.run(change(n)), applied(bid(5)));
     }
     assert_eq!(rig.platform.count("POST"), 2);
     assert_eq!(Ledger::undo_plan(rig.dir(), id(1)).unwrap(), Some(bid(1)));
