@@ -141,7 +141,8 @@ impl Layout {
         };
         // What the file says of its columns, not what some writer's in-memory form was.
         let plain = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-        let metadata = guarded(|| ArrowReaderMetadata::load(&file, plain.clone())).map_err(damaged)?;
+        let metadata =
+            guarded(|| ArrowReaderMetadata::load(&file, plain.clone())).map_err(damaged)?;
         let schema = metadata.schema().clone();
         let slots = bind(path, mapping, &schema, options)?;
         let names = name_columns(mapping.plan(), &slots);
