@@ -3,7 +3,7 @@
 //! The engine runs as several processes under a supervisor of our own, which starts whatever ends
 //! again. Each round one process is chosen: it is killed, or (now and then) stopped without a word,
 //! as behind a cut cable. When the cluster was complete, every other process must end by itself with
-//! the exit code of a lost process within [`PATIENCE`]; a process that waits or ends otherwise is a
+//! the exit code of a lost process within `PATIENCE`; a process that waits or ends otherwise is a
 //! failure of the run. Some kills fall into the start, while the processes come together. At the end
 //! everything is compared as after crashes of a single process: with the run in one process that
 //! nothing disturbed.

@@ -165,7 +165,7 @@ impl World {
         }
         // Sometimes a row of an earlier body again, under a new key: the id tells.
         if self.random.gen_bool(0.2)
-            && let Some(body) = self.bodies.iter().rev().take(20).last()
+            && let Some(body) = self.bodies.iter().rev().take(20).next_back()
             && let Some((row, number)) = body.text.lines().zip(&body.events).last()
         {
             text += row;
@@ -307,8 +307,8 @@ impl World {
         let mut actual = Actual { ..before.clone() };
         match self.random.gen_range(0..3) {
             0 => {
-                actual.bid_micros =
-                    actual.bid_micros.map(|_| self.random.gen_range(1..300) * 10_000)
+                let bid = self.random.gen_range(1..300) * 10_000;
+                actual.bid_micros = actual.bid_micros.map(|_| bid);
             }
             1 => {
                 let budget = self.random.gen_range(1..300) * 1_000_000;

@@ -2,6 +2,7 @@
 
 use anyhow::ensure;
 use omnify_decision::action::{Action, Setting};
+use omnify_decision::stage::Stage;
 use omnify_operators::invariant::{self, Invariant};
 use omnify_pipeline::live::Stepped;
 
@@ -53,7 +54,7 @@ pub(super) fn actions(world: &mut World, actions: &[Action]) -> anyhow::Result<(
         // 5 and 8: within what the goals allow, whichever of them covers the owner.
         let stage = world.engine.as_ref().and_then(Stepped::stage);
         let most = |of: fn(&omnify_decision::goal::Goal) -> i64| {
-            stage.into_iter().flat_map(|stage| stage.goals()).map(of).max()
+            stage.into_iter().flat_map(Stage::goals).map(of).max()
         };
         let (wanted, most) = match action.desired {
             Setting::Bid { bid_micros } => (bid_micros, most(|goal| goal.bid_cap_micros)),

@@ -273,7 +273,7 @@ impl Ingest {
         }
         self.watch(tick);
         self.ticks += 1;
-        if self.ticks % SAMPLE_TICKS == 0 {
+        if self.ticks.is_multiple_of(SAMPLE_TICKS) {
             self.ends.sample();
         }
         true
