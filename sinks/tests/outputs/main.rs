@@ -281,29 +281,6 @@ fn a_message_that_is_never_taken_is_set_aside_and_the_rest_goes_out() {
 }
 
 #[test]
-fn a_topic_that_may_not_be_written_to_stops_nothing_else() {
-    const DEAD: &str = "dead";
-    let cluster = MockCluster::new(1).unwrap();
-    for topic in [ALERTS, TICKS, DEAD] {
-        cluster.create_topic(topic, 1, 1).unwrap();
-    }
-    let mut options = options(&cluster.bootstrap_servers(), true);
-    options.features_topic = None;
-    options.dead_letter_topic = Some(DEAD.to_owned());
-    let refused = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
-    cluster.request_errors(RDKafkaApiKey::Produce, &[refused]);
-    let status = send_nine(&options, &[]);
-    assert_eq!((status.messages, status.refused), (0, 9), "{status:?}");
-    assert_eq!(ticks_of(&options.connection, DEAD), (1..=9).collect::<Vec<_>>());
-    // What comes later is tried anew.
-    let outputs = KafkaOutputs::start(options.clone()).unwrap();
-    alerts(10..=12, &[]).into_iter().for_each(|tick| outputs.submit(tick));
-    outputs.durable(12);
-    assert!(outputs.finish(PATIENCE));
-    assert_eq!(ticks_of(&options.connection, ALERTS), [10, 11, 12]);
-}
-
-#[test]
 fn what_passes_is_tried_again_and_told() {
     let cluster = MockCluster::new(1).unwrap();
     for topic in [ALERTS, TICKS] {
