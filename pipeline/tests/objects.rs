@@ -76,8 +76,8 @@ fn real_s3_what_was_acknowledged_survives_the_loss_of_the_disk() {
 
         // The record replays to itself: decisions, and every closed row, on any number of workers.
         let history = home.history();
+        // How many rows there are depends on how many minutes ended meanwhile, if any.
         let rows = feature_rows(&history);
-        assert!(rows.len() > 1, "{} rows", rows.len());
         for (workers, place) in [("1", history.display().to_string()), ("2", address.clone())] {
             let again = home.path(&format!("again-{workers}"));
             let out = again.to_str().unwrap();
