@@ -17,32 +17,10 @@
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+name=kafka dir="$here/../../target/kafka" port=9092 partitions=4 log=broker.log
+. "$here/../service.sh"
 command="${1:-}"
-[ $# -gt 0 ] && shift
-dir="$here/../../target/kafka"
-port=9092
-partitions=4
-while [ $# -gt 0 ]; do
-  case "$1" in
-    --dir) dir="${2:?--dir needs a folder}" ;;
-    --port) port="${2:?--port needs a number}" ;;
-    --partitions) partitions="${2:?--partitions needs a number}" ;;
-    *) echo "run.sh: unknown option $1 (see the head of this file)" >&2; exit 2 ;;
-  esac
-  shift 2
-done
-
-fail() { echo "kafka: $*" >&2; exit 1; }
-
-pid() { cat "$dir/pid" 2>/dev/null || true; }
-
-running() {
-  local id
-  id="$(pid)"
-  [ -n "$id" ] && kill -0 "$id" 2>/dev/null
-}
-
-listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+options "${@:2}"
 
 fetch() {
   [ -f "$dir/jars/.complete" ] && return
@@ -54,8 +32,7 @@ fetch() {
 }
 
 java_in() {
-  KAFKA_HEAP="${KAFKA_HEAP:-512m}"
-  java "-Xmx$KAFKA_HEAP" -Dorg.slf4j.simpleLogger.defaultLogLevel=warn -cp "$dir/jars/*" "$@"
+  java "-Xmx${KAFKA_HEAP:-512m}" -Dorg.slf4j.simpleLogger.defaultLogLevel=warn -cp "$dir/jars/*" "$@"
 }
 
 # A certificate of NAME for 127.0.0.1, signed by the CA: certificate NAME.pem, key NAME.key.
@@ -121,7 +98,6 @@ EOF
 }
 
 start() {
-  running && { echo "kafka: already running (process $(pid))"; return; }
   command -v java >/dev/null \
     || fail "Java is missing: install version 17 or later (Debian: apt-get install default-jre-headless)"
   local version
@@ -129,52 +105,14 @@ start() {
   [ "${version:-0}" -ge 17 ] || fail "Java 17 or later is needed, this is ${version:-unknown}"
   mkdir -p "$dir"
   dir="$(cd "$dir" && pwd)"
-  local taken
-  for taken in "$port" $((port + 1)) $((port + 2)) $((port + 3)); do
-    listening "$taken" && fail "port $taken is taken: stop what listens there or pass --port"
-  done
+  free "$port" $((port + 1)) $((port + 2)) $((port + 3))
   fetch
   configure
-  KAFKA_HEAP="${KAFKA_HEAP:-512m}"
-  nohup java "-Xmx$KAFKA_HEAP" -Dorg.slf4j.simpleLogger.defaultLogLevel=info \
-    -cp "$dir/jars/*" kafka.Kafka "$dir/server.properties" >> "$dir/broker.log" 2>&1 < /dev/null &
-  echo $! > "$dir/pid"
-  local second
-  for second in $(seq 1 60); do
-    running || { tail -n 20 "$dir/broker.log" >&2; fail "it ended at once, see $dir/broker.log"; }
-    if listening "$port"; then
-      echo "kafka: ready at 127.0.0.1:$port after $second s (process $(pid), log $dir/broker.log)"
-      return
-    fi
-    sleep 1
-  done
-  fail "no answer on port $port after 60 s, see $dir/broker.log"
-}
-
-# Sends a signal and waits for the end.
-end() {
-  if running; then
-    kill "-$1" "$(pid)"
-    local _
-    for _ in $(seq 1 300); do
-      running || break
-      sleep 0.1
-    done
-    running && fail "process $(pid) does not end within 30 s"
-    echo "kafka: stopped"
-  else
-    echo "kafka: not running"
-  fi
-  rm -f "$dir/pid"
+  serve 60 java "-Xmx${KAFKA_HEAP:-512m}" -Dorg.slf4j.simpleLogger.defaultLogLevel=info \
+    -cp "$dir/jars/*" kafka.Kafka "$dir/server.properties"
 }
 
 case "$command" in
-  start) start ;;
-  stop) end TERM ;;
-  kill) end KILL ;;
-  status)
-    running || { echo "kafka: not running"; exit 1; }
-    echo "kafka: running (process $(pid))" ;;
   clean) end TERM; rm -rf "${dir:?}/data" "$dir/tls" "$dir/broker.log" "$dir/server.properties" ;;
-  *) sed -n '2,17s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
+  *) common "$command" ;;
 esac

@@ -50,7 +50,7 @@ use self::known::Known;
 use crate::intake::Refusal;
 use crate::model::{
     Attribution, AttributionRule, DAY_US, EntityId, Event, EventKind, EventTime, NO_ID, NO_USER,
-    RegistryView, ReportKey, ReportRow, ReportVersion, Restatement, Stats, Tick, us_of_tick,
+    RegistryView, ReportRow, ReportVersion, Stats, Tick, us_of_tick,
 };
 use crate::spec::FeatureSpec;
 use crate::state::{Outgoing, StateError, StateItem, StatePart, Stateful};
@@ -82,9 +82,6 @@ pub(crate) struct Restate {
 pub(crate) struct Restated {
     /// The changes, ascending.
     pub(crate) events: Vec<Event>,
-    /// The intervals whose totals, as they count, moved or became known; ascending. Only those
-    /// whose outcome is known: those of the window that feeds the features.
-    pub(crate) restatements: Vec<Restatement>,
     /// Rows taken that stated what was known, something older, or nothing that counts.
     pub(crate) unchanged: u64,
     /// Ascending.
@@ -131,7 +128,6 @@ impl Restate {
             self.creative(same, times, &mut out);
         }
         out.events.sort_unstable();
-        out.restatements.sort_unstable();
         out.refused.sort_unstable();
         self.forget(now);
         out
@@ -161,7 +157,7 @@ impl Restate {
         if !days.is_empty() {
             known.put(&trees.nodes, days);
         }
-        trees.tell(creative, feeds, out);
+        trees.tell(creative, out);
     }
 
     /// What is known of a creative, about to be changed.
@@ -284,7 +280,7 @@ impl Trees {
     }
 
     /// Tells what the rows changed.
-    fn tell(&self, creative: EntityId, feeds: Attribution, out: &mut Restated) {
+    fn tell(&self, creative: EntityId, out: &mut Restated) {
         let Some(before) = &self.before else { return };
         let (old, new) = (Shares::of(before), Shares::of(&self.nodes));
         // The first statement about an interval is an event even when it states nothing: it makes
@@ -303,15 +299,6 @@ impl Trees {
                 if node.end > self.times.past {
                     changes.push((self.place(node, said.as_of), known.is_none(), delta));
                 }
-            }
-            let key = ReportKey { creative, start: node.start, end: node.end, attribution: feeds };
-            let version_old = known.and_then(|at| old.version(&before[at], at));
-            let version = new.version(node, at);
-            let totals = |version: Option<ReportVersion>| version.map(|version| version.totals);
-            if let Some(after) = version
-                && totals(version) != totals(version_old)
-            {
-                out.restatements.push(Restatement { key, before: version_old, after });
             }
         }
         changes.retain(|(_, first, delta)| *first || !delta.is_empty());
@@ -339,15 +326,6 @@ struct Shares([Vec<Share>; 2]);
 impl Shares {
     fn of(nodes: &[Node]) -> Shares {
         Shares(Fact::ALL.map(|fact| shares(nodes, fact)))
-    }
-
-    /// An interval's totals as they count, as of the newest statement of its outcome; `None`
-    /// without one.
-    fn version(&self, node: &Node, at: usize) -> Option<ReportVersion> {
-        let said = node.said[Fact::Outcome as usize]?;
-        let [delivery, outcome] = [&self.0[0][at], &self.0[1][at]];
-        let totals = delivery.whole + outcome.whole;
-        Some(ReportVersion { as_of: outcome.as_of, totals, ..said })
     }
 }
 

@@ -258,13 +258,16 @@ fn overload_puts_evaluations_off_and_loses_none() {
     let normal = under_calm(0, 1_000);
     assert_eq!(evaluations(&normal, creative).0, 200);
     let one = under_calm(1, 1_000);
-    assert_eq!(evaluations(&one, creative).0, 25);
-    assert_eq!(evaluations(&one, group).0, 25);
+    // Once in each longer period, of which the first is cut short by its phase.
+    let rare = 25..=26;
+    assert!(rare.contains(&evaluations(&one, creative).0));
+    assert!(rare.contains(&evaluations(&one, group).0));
     assert_eq!(evaluations(&one, campaign).0, 200);
     // What is not spending is calm at level 3, what spends never, and nothing above campaigns.
     assert_eq!(evaluations(&under_calm(3, 1_000), campaign).0, 200);
     let three = under_calm(3, 0);
-    assert_eq!((evaluations(&three, campaign).0, evaluations(&three, account).0), (25, 200));
+    assert!(rare.contains(&evaluations(&three, campaign).0));
+    assert_eq!(evaluations(&three, account).0, 200);
     // Idle entities wait for the overload to end.
     let idle = "t/p/a/c2";
     assert!(evaluations(&normal, idle).0 >= 4 && evaluations(&one, idle).0 >= 4);

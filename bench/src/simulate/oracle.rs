@@ -275,9 +275,13 @@ fn actions(world: &World, reader: &HistoryReader) -> anyhow::Result<u64> {
         ensure!(known.contains_key(&id), "{id} reached the platform and no tick knows it");
         let end = ended.get(&id);
         let told_so = matches!(end, Some(Outcome::Applied { .. } | Outcome::NoChange));
-        // A lost call is read back; the same wish, carried out before, holds then as well.
+        // A lost call is read back: what it is said to have led to was done by a call of this owner.
+        let effective = match end {
+            Some(Outcome::Applied { effective }) => effective,
+            _ => &call.desired,
+        };
         let holds = |other: &Call| {
-            let same = (&other.owner, &other.desired) == (&call.owner, &call.desired);
+            let same = (&other.owner, &other.desired) == (&call.owner, effective);
             same && other.carried_out > 0
         };
         ensure!(

@@ -101,15 +101,3 @@ pub struct ReportRow {
     /// What was said, and when.
     pub version: ReportVersion,
 }
-
-/// How the totals of an interval moved with one statement: what curves of completeness are learned
-/// from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Restatement {
-    /// Creative and interval.
-    pub key: ReportKey,
-    /// The statement before, with the totals as they counted; `None` when this is the first.
-    pub before: Option<ReportVersion>,
-    /// The newest statement, with the totals as they count from now on.
-    pub after: ReportVersion,
-}

@@ -13,9 +13,7 @@ pub use attribution::{Attribution, AttributionError, AttributionRule};
 pub use entity::{
     EntityId, EntityInfo, EntityKey, KeyError, Level, Registry, RegistryView, ZoneOf,
 };
-pub use event::{
-    Event, EventKind, NO_ID, NO_USER, ReportKey, ReportRow, ReportVersion, Restatement,
-};
+pub use event::{Event, EventKind, NO_ID, NO_USER, ReportKey, ReportRow, ReportVersion};
 pub use feature::{
     Anomaly, Estimate, Expected, Fatigue, FatigueState, FeatureRow, Frame, MAX_WINDOWS, Maturity,
     PaneBatch, PaneRow, Reach,

@@ -1,9 +1,11 @@
 //! When entities are evaluated, and what an evaluation says.
 //!
-//! A changed entity is evaluated at the tick of the change if it was not a moment ago, otherwise as
-//! soon as that has passed; an entity that does not change, at a phase of its own. Under overload
-//! (the tick's level of calm) evaluations come later, and none is lost: one that was put off comes
-//! when its longer time has passed. Windows and pane ends know nothing of all this.
+//! Every entity has periods that begin at a phase of its own: entities that came together would
+//! otherwise be evaluated together for ever, a burst each period. A changed entity is evaluated at the
+//! tick of the change if it was not in this period, otherwise when the next one begins; an entity that
+//! does not change, once in a longer period. Under overload (the tick's level of calm) periods are
+//! longer, and none is lost: an evaluation that was put off comes when the longer period has passed.
+//! Windows and pane ends know nothing of all this.
 
 use super::Rolling;
 use super::cell::{Cell, Priors};
@@ -15,12 +17,17 @@ use crate::spec::Cadence;
 /// Evaluations that are put off come this many times more rarely.
 const CALM_FACTOR: u64 = 8;
 
+/// When the first of a cell's periods of `length_ms` begins that begins after `tick`.
+fn next_period(cell: &Cell, tick: Tick, length_ms: u64) -> Tick {
+    tick + 1 + cell.order.wrapping_sub(tick + 1) % length_ms.max(1)
+}
+
 impl Rolling {
     pub(super) fn schedule_touched(&mut self, place: u32) {
         if let Some(cadence) = self.spec.cadence {
             let cell = &self.cells[place as usize];
             let due = match cell.evaluated {
-                Some(last) => (last + self.gap_ms(cell, cadence)).max(self.tick),
+                Some(last) => next_period(cell, last, self.gap_ms(cell, cadence)).max(self.tick),
                 None => self.tick,
             };
             self.schedule(place, due);
@@ -36,7 +43,7 @@ impl Rolling {
         }
     }
 
-    /// The least time between two evaluations of a cell.
+    /// The length of a cell's periods.
     fn gap_ms(&self, cell: &Cell, cadence: Cadence) -> u64 {
         let calm = match cell.level {
             Level::Creative | Level::AdGroup => self.calm >= 1,
@@ -52,7 +59,7 @@ impl Rolling {
     fn put_off(&self, place: u32, cadence: Cadence) -> Option<Tick> {
         let cell = &self.cells[place as usize];
         let last = cell.evaluated.filter(|_| self.calm > 0)?;
-        let rested = last + self.gap_ms(cell, cadence);
+        let rested = next_period(cell, last, self.gap_ms(cell, cadence));
         if rested > self.tick {
             return Some(rested);
         }
@@ -92,8 +99,8 @@ impl Rolling {
             let cell = &mut self.cells[place as usize];
             cell.evaluated = Some(tick);
             if !cell.is_empty() {
-                let until_phase = (cell.order.wrapping_sub(tick + 1)) % cadence.idle_ms;
-                self.schedule(place, (tick + 1 + until_phase).max(tick + cadence.busy_ms));
+                let due = next_period(cell, tick, cadence.idle_ms);
+                self.schedule(place, due);
             }
         }
     }

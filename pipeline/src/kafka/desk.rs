@@ -111,8 +111,16 @@ impl Desk {
         let claim = self.parts.outlet.claim(&reader.source, partition)?;
         let key = (Arc::from(topic), partition);
         self.seats.insert(key.clone(), Seat { claim: claim.number, expected: claim.next });
-        self.parts.shown.lock().assigned.insert(key);
+        let mut shown = self.parts.shown.lock();
+        shown.assigned.insert(key);
+        shown.refused_by_group = None;
         Some(claim.next)
+    }
+
+    /// Every partition goes, as the member has no more say.
+    pub(super) fn leave(&mut self) {
+        let all: Vec<Partition> = self.seats.keys().cloned().collect();
+        self.revoke(all.iter().map(|(topic, partition)| (topic.as_ref(), *partition)));
     }
 
     /// Partitions go: what was read of them is handed over before another member may begin.

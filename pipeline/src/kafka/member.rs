@@ -29,6 +29,11 @@ impl Member {
         Member { desk, paused: AtomicBool::new(false) }
     }
 
+    /// The desk, for the member after this one.
+    pub(super) fn shared(&self) -> Arc<Mutex<Desk>> {
+        self.desk.clone()
+    }
+
     pub(super) fn desk(&self) -> MutexGuard<'_, Desk> {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -34,6 +34,8 @@
 //! - What cannot be read is a dead letter with its original bytes, named
 //!   `kafka:TOPIC/PARTITION@OFFSET`, and goes to `kafka.dead_letter_topic` as well. A schema that
 //!   cannot be fetched is no such thing: its partition waits.
+//! - A member that the group refuses for good is replaced by a new one, after a wait that grows to a
+//!   minute: brokers that fail while it joins can refuse it its own name.
 //! - A message of any other size or content never panics and never stops the source.
 //!
 //! [`Arrival`]: crate::live::Arrival
@@ -57,11 +59,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use anyhow::Context as _;
 use omnify_config::Checked;
 use omnify_sinks::kafka::DeadLetterTopic;
 use omnify_sinks::serve::Problem;
-use rdkafka::consumer::Consumer;
 use tokio::runtime::Handle;
 
 use crate::clock::Clock;
@@ -133,20 +133,15 @@ impl KafkaSource {
             batch_messages: options.batch_messages,
             dead_letters,
         });
-        let brokers = &options.connection.brokers;
         let consumer = source::consumer(options, Arc::new(Mutex::new(desk))).map_err(|error| {
             omnify_sinks::kafka::KafkaSinkError::client(&options.connection, &error)
         })?;
-        let topics: Vec<&str> = options.topics.iter().map(|topic| topic.name.as_str()).collect();
-        consumer
-            .subscribe(&topics)
-            .with_context(|| format!("the topics {} at {brokers}", topics.join(", ")))?;
         let stop = Arc::new(AtomicBool::new(false));
         let run = source::Loop {
+            options: options.clone(),
             consumer,
             shown: shown.clone(),
             stop: stop.clone(),
-            commit_every: options.commit_every,
             told_error: Cell::default(),
             asked: RefCell::default(),
         };

@@ -31,8 +31,12 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 const ASK: Duration = Duration::from_secs(5);
 /// Wait for copies of dead letters at the end.
 const FLUSH: Duration = Duration::from_secs(5);
+/// First wait of a member that the group refused; each further one is twice as long.
+const REJOIN_FIRST: Duration = Duration::from_secs(1);
+/// Longest of them.
+const REJOIN_MAX: Duration = Duration::from_secs(60);
 
-/// A consumer of the configured group, not yet subscribed.
+/// A consumer of the configured group and topics. Its callbacks come with its first poll.
 pub(super) fn consumer(
     options: &SourceOptions,
     desk: Arc<Mutex<Desk>>,
@@ -53,15 +57,19 @@ pub(super) fn consumer(
         defaults.push(("group.instance.id", instance.clone()));
     }
     let client_id = options.instance.as_deref().unwrap_or("omnify");
-    options.connection.client(client_id, defaults).create_with_context(Member::new(desk))
+    let consumer: BaseConsumer<Member> =
+        options.connection.client(client_id, defaults).create_with_context(Member::new(desk))?;
+    let topics: Vec<&str> = options.topics.iter().map(|topic| topic.name.as_str()).collect();
+    consumer.subscribe(&topics)?;
+    Ok(consumer)
 }
 
-/// Reads until stopped, until the engine is gone, or until the group refuses this member for good.
+/// Reads until stopped or until the engine is gone.
 pub(super) struct Loop {
+    pub(super) options: SourceOptions,
     pub(super) consumer: BaseConsumer<Member>,
     pub(super) shown: Shown,
     pub(super) stop: Arc<AtomicBool>,
-    pub(super) commit_every: Duration,
     /// When an error was told last.
     pub(super) told_error: Cell<Option<Instant>>,
     /// When the brokers were asked last for the start of a partition.
@@ -75,11 +83,13 @@ struct Told {
 }
 
 impl Loop {
-    pub(super) fn run(self) {
+    pub(super) fn run(mut self) {
+        let mut rejoin = REJOIN_FIRST;
+        let mut joined_at = clock::instant();
         let mut full_since: Option<Instant> = None;
         let (mut told, mut told_at, mut committed_at) =
             (Told::default(), clock::instant(), clock::instant());
-        while !self.stop.load(Ordering::Acquire) && !self.desk(|desk| desk.is_closed()) {
+        while !self.is_over() {
             let paused = self.member().paused.load(Ordering::Acquire);
             if self.desk(|desk| desk.is_full()) {
                 self.desk(Desk::flush);
@@ -104,13 +114,18 @@ impl Loop {
                 }
             }
             if !self.poll() {
-                break;
+                if joined_at.elapsed() > 2 * REJOIN_MAX {
+                    rejoin = REJOIN_FIRST;
+                }
+                self.rejoin_after(rejoin);
+                rejoin = (2 * rejoin).min(REJOIN_MAX);
+                joined_at = clock::instant();
             }
             if told_at.elapsed() >= TELL_EVERY {
                 told = self.tell(&told);
                 told_at = clock::instant();
             }
-            let every = self.commit_every;
+            let every = self.options.commit_every;
             if !every.is_zero() && committed_at.elapsed() >= every {
                 self.commit();
                 committed_at = clock::instant();
@@ -125,7 +140,30 @@ impl Loop {
         }
     }
 
-    /// One message, error or moment of silence; false when the source is at its end.
+    fn is_over(&self) -> bool {
+        self.stop.load(Ordering::Acquire) || self.desk(|desk| desk.is_closed())
+    }
+
+    /// The group refuses this member for good: another one comes in its place. A member with a name of
+    /// its own (`kafka.instance`) is refused when another process took the name, but also when brokers
+    /// fail while it joins: the group has then given the name a new number that never arrived here, and
+    /// the client goes on asking with the old one (confluentinc/librdkafka#3437).
+    fn rejoin_after(&mut self, wait: Duration) {
+        self.desk(Desk::leave);
+        let refused_at = clock::instant();
+        while refused_at.elapsed() < wait && !self.is_over() {
+            std::thread::sleep(POLL);
+        }
+        match consumer(&self.options, self.member().shared()) {
+            // The one before ends here, and its last callbacks with it.
+            Ok(next) => self.consumer = next,
+            Err(error) => self.note("rejoin", Err(error)),
+        }
+        self.desk(Desk::leave);
+        self.shown.lock().paused = false;
+    }
+
+    /// One message, error or moment of silence; false when the group refuses this member for good.
     fn poll(&self) -> bool {
         match self.consumer.poll(Duration::ZERO) {
             Some(Ok(message)) => self.take(&message),
@@ -219,7 +257,7 @@ impl Loop {
         }
         shown.last_error = Some(text);
         if fatal {
-            shown.failed = Some(error.to_string());
+            shown.refused_by_group = Some(error.to_string());
         }
         !fatal
     }

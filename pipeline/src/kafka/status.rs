@@ -34,8 +34,8 @@ pub struct KafkaStatus {
     pub errors: u64,
     /// The last of them.
     pub last_error: Option<String>,
-    /// Why the source ended by itself.
-    pub failed: Option<String>,
+    /// Why the group refused this member for good, until another one in its place has partitions.
+    pub refused_by_group: Option<String>,
 }
 
 impl KafkaStatus {
@@ -48,8 +48,12 @@ impl KafkaStatus {
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         let mut add = |code, text| problems.push(Problem { code, text });
-        if let Some(why) = &self.failed {
-            add("kafka_failed", format!("Kafka is not read any more: {why}"));
+        if let Some(why) = &self.refused_by_group {
+            let text = format!(
+                "The consumer group refused this process and it joins again; nothing is lost. If this \
+                 keeps coming back, another process uses the same kafka.instance. The brokers said: {why}"
+            );
+            add("kafka_failed", text);
         }
         if !self.waiting.is_empty() {
             let names: Vec<String> = self.waiting.iter().map(|(t, p)| format!("{t}/{p}")).collect();

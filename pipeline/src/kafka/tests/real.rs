@@ -170,6 +170,41 @@ fn real_kafka_two_members_share_the_partitions_without_loss_or_repeat() {
 }
 
 #[test]
+fn real_kafka_a_member_whose_name_was_taken_joins_again() {
+    let Some(broker) = Broker::find() else { return };
+    let topic = broker.topic();
+    let mut options = broker.options(&topic);
+    options.instance = Some("engine-1".to_owned());
+    let sender = producer(&broker.address);
+    send_events_to(&sender, &topic, PARTITIONS, 0..1_000);
+    let rig = Rig::new(1_000_000);
+    let source = rig.start(&options);
+    until(&source, "it has all", |status| status.assigned.len() == 4 && status.messages == 1_000);
+    // The group gives the name to another process, which is what a lost answer to a join looks like to
+    // the one that had it.
+    let thief: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &broker.address)
+        .set("group.id", &options.group)
+        .set("group.instance.id", "engine-1")
+        .set("partition.assignment.strategy", "cooperative-sticky")
+        .create()
+        .unwrap();
+    thief.subscribe(&[&topic]).unwrap();
+    until(&source, "its name is taken", |status| {
+        thief.poll(Duration::from_millis(10));
+        status.refused_by_group.is_some()
+    });
+    assert_eq!(source.status().problems()[0].code, "kafka_failed");
+    drop(thief);
+    until(&source, "it is back", |status| {
+        status.refused_by_group.is_none() && status.assigned.len() == 4
+    });
+    send_events_to(&sender, &topic, PARTITIONS, 1_000..2_000);
+    assert_eq!(rig.rows(2_000).sorted(), (0..2_000).collect::<Vec<_>>());
+    assert!(source.status().problems().is_empty());
+}
+
+#[test]
 fn real_kafka_behind_tls_and_sasl() {
     let Some(broker) = Broker::find() else { return };
     let tls = broker.dir.join("tls");
