@@ -24,19 +24,29 @@ pub(super) struct WindowState {
 }
 
 impl WindowState {
-    /// Adds a change to pane `pane`, which may be older than the newest.
+    /// Adds a change to pane `pane`, which is not older than the newest.
     fn add(&mut self, pane: i64, stats: &Stats) {
+        debug_assert!(pane >= self.last_pane, "panes come in order");
         self.sum += *stats;
         if pane == self.last_pane {
             self.last += *stats;
-        } else if pane > self.last_pane {
+        } else {
             if !self.last.is_empty() {
                 self.log.push(self.last_pane, &self.last);
             }
             (self.last_pane, self.last) = (pane, *stats);
-        } else {
-            self.log.amend(pane, stats);
         }
+    }
+
+    /// Adds changes to panes of any age, which ascend.
+    fn amend(&mut self, changes: &[(i64, Stats)]) {
+        let older = changes.partition_point(|(pane, _)| *pane < self.last_pane);
+        let (older, rest) = changes.split_at(older);
+        if !older.is_empty() {
+            older.iter().for_each(|(_, stats)| self.sum += *stats);
+            self.log.amend(older);
+        }
+        rest.iter().for_each(|(pane, stats)| self.add(*pane, stats));
     }
 
     /// Drops every pane up to and including `pane`.
@@ -160,23 +170,40 @@ impl Cell {
         }
     }
 
-    /// Adds a change of base pane `pane`, whose earlier pane ends are closed (`pane <= closed`).
+    /// Adds a change of base pane `pane`, at which rows are closed (`pane == closed`).
     #[inline]
     pub(super) fn add(&mut self, pane: i64, stats: &Stats, panes: &mut [Panes], grain: &Grain) {
-        if pane == self.open_pane && pane == self.closed {
+        debug_assert_eq!(pane, self.closed, "rows are closed up to it, and not beyond");
+        if pane == self.open_pane {
             self.open += *stats;
-        } else if pane == self.closed {
+        } else {
             self.fold(panes, grain);
             (self.open_pane, self.open) = (pane, *stats);
-        } else {
-            let time = pane * grain.base_us;
-            for (window, panes) in self.windows.iter_mut().zip(panes) {
+        }
+    }
+
+    /// Adds changes of base panes that ascend, whose ends are closed (`pane < closed`).
+    pub(super) fn amend(
+        &mut self,
+        changes: impl Iterator<Item = (i64, Stats)> + Clone,
+        panes: &mut [Panes],
+        grain: &Grain,
+    ) {
+        let mut of_window: Vec<(i64, Stats)> = Vec::new();
+        for (window, panes) in self.windows.iter_mut().zip(panes) {
+            of_window.clear();
+            for (pane, stats) in changes.clone() {
+                let pane = panes.of(pane * grain.base_us);
                 // The next row to close reaches back this far; older panes are in no window.
-                let pane = panes.of(time);
-                if pane > window.closed - panes.count() {
-                    window.add(pane, stats);
+                if pane <= window.closed - panes.count() {
+                    continue;
+                }
+                match of_window.last_mut().filter(|last| last.0 == pane) {
+                    Some(last) => last.1 += stats,
+                    None => of_window.push((pane, stats)),
                 }
             }
+            window.amend(&of_window);
         }
     }
 

@@ -83,15 +83,16 @@ struct Slot {
     touched: bool,
 }
 
-/// A change outside the main pane of its tick.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Stray {
+/// A change of one base pane.
+#[derive(Clone, Copy)]
+struct Change {
     pane: i64,
-    order: u64,
-    entity: EntityId,
     stats: Stats,
     user_impressions: i64,
 }
+
+/// A change of an entity outside the main pane of its tick, by level.
+type Strays = [Vec<(EntityId, Change)>; 5];
 
 /// Rolling features of the entities of one worker.
 pub(crate) struct Rolling {
@@ -115,7 +116,8 @@ pub(crate) struct Rolling {
     cells: Vec<Cell>,
     calendars: Vec<Calendar>,
     touched: [Vec<u32>; 5],
-    strays: Vec<Stray>,
+    /// Before the main pane, and after it.
+    strays: [Strays; 2],
     /// The tick being gathered, and the base pane most of its events fall into.
     tick: Tick,
     main: std::ops::Range<i64>,
@@ -173,7 +175,7 @@ impl Rolling {
             cells: Vec::new(),
             calendars: Vec::new(),
             touched: Default::default(),
-            strays: Vec::new(),
+            strays: Default::default(),
             tick: 0,
             main: 0..0,
             due: i64::MIN,
@@ -314,8 +316,9 @@ impl Rolling {
     }
 
     fn stray(&mut self, pane: i64, entity: EntityId, stats: Stats, user_impressions: i64) {
-        let order = self.view.info(entity).order;
-        self.strays.push(Stray { pane, order, entity, stats, user_impressions });
+        let level = self.view.info(entity).level as usize;
+        let ahead = usize::from(pane * self.base_us > self.main.start);
+        self.strays[ahead][level].push((entity, Change { pane, stats, user_impressions }));
     }
 
     /// Raises a sketch register, and those above it for as long as something changes.
@@ -374,40 +377,56 @@ impl Rolling {
     /// `all` also closes every row that is still due: no later tick will, or an export begins.
     pub(crate) fn finish(&mut self, all: bool) -> TickRows {
         let main = self.main.start.div_euclid(self.base_us);
-        let mut strays = std::mem::take(&mut self.strays);
-        strays.sort_unstable();
-        let late = strays.partition_point(|stray| stray.pane < main);
-        self.apply_strays(&strays[..late]);
+        self.apply_strays(0);
         self.apply_main(main);
-        self.apply_strays(&strays[late..]);
-        strays.clear();
-        self.strays = strays;
+        self.apply_strays(1);
         self.close_due(all);
         self.evaluate_due();
         self.update_quiet();
         std::mem::take(&mut self.out)
     }
 
-    fn apply_strays(&mut self, strays: &[Stray]) {
-        for same in strays.chunk_by(|a, b| (a.pane, a.entity) == (b.pane, b.entity)) {
-            let (mut stats, mut user_impressions) = (Stats::ZERO, 0);
-            for stray in same {
-                stats += stray.stats;
-                user_impressions += stray.user_impressions;
-            }
-            let (pane, entity) = (same[0].pane, same[0].entity);
-            let info = self.view.info(entity).clone();
-            let mut level = Some(info.level);
-            while let Some(at) = level {
-                let entity = info.ancestors[at as usize];
-                if self.home[at as usize] {
-                    let place = self.place(entity);
-                    self.apply(place, pane, &stats, user_impressions);
-                } else {
-                    self.out.up.push(Up::Sums { entity, pane, stats, user_impressions });
+    /// Bottom up, as [`Rolling::apply_main`]: each entity takes its changes together, by pane, as a
+    /// restatement brings many panes of few entities and every one that a window holds already costs
+    /// the way to it.
+    fn apply_strays(&mut self, ahead: usize) {
+        let mut changes: Vec<Change> = Vec::new();
+        for level in Level::ALL.into_iter().rev() {
+            let mut strays = std::mem::take(&mut self.strays[ahead][level as usize]);
+            strays.sort_unstable_by_key(|(entity, change)| (*entity, change.pane));
+            let parent = self.parent_here(level);
+            for same in strays.chunk_by(|a, b| a.0 == b.0) {
+                let entity = same[0].0;
+                changes.clear();
+                for (_, change) in same {
+                    match changes.last_mut().filter(|last| last.pane == change.pane) {
+                        Some(last) => {
+                            last.stats += change.stats;
+                            last.user_impressions += change.user_impressions;
+                        }
+                        None => changes.push(*change),
+                    }
                 }
-                level = self.parent_here(at);
+                if self.home[level as usize] {
+                    let place = self.place(entity);
+                    self.apply(place, &changes);
+                } else {
+                    let up = |&Change { pane, stats, user_impressions }: &Change| Up::Sums {
+                        entity,
+                        pane,
+                        stats,
+                        user_impressions,
+                    };
+                    self.out.up.extend(changes.iter().map(up));
+                }
+                if let Some(parent) = parent {
+                    let above = self.view.info(entity).ancestors[parent as usize];
+                    let above = changes.iter().map(|change| (above, *change));
+                    self.strays[ahead][parent as usize].extend(above);
+                }
             }
+            strays.clear();
+            self.strays[ahead][level as usize] = strays;
         }
     }
 
@@ -420,15 +439,11 @@ impl Rolling {
                 let parent = self.parent_here(level);
                 let cell = &self.cells[place as usize];
                 let (entity, above) = (cell.entity, parent.map(|_| cell.parent));
+                let Slot { stats, user_impressions, .. } = slot;
                 if self.home[level as usize] {
-                    self.apply(place, main, &slot.stats, slot.user_impressions);
+                    self.apply(place, &[Change { pane: main, stats, user_impressions }]);
                 } else {
-                    self.out.up.push(Up::Sums {
-                        entity,
-                        pane: main,
-                        stats: slot.stats,
-                        user_impressions: slot.user_impressions,
-                    });
+                    self.out.up.push(Up::Sums { entity, pane: main, stats, user_impressions });
                 }
                 if let (Some(parent), Some(above)) = (parent, above) {
                     let above = self.place(above);
@@ -440,14 +455,14 @@ impl Rolling {
         }
     }
 
-    /// Adds a change of base pane `pane` to a cell of this operator.
-    fn apply(&mut self, place: u32, pane: i64, stats: &Stats, user_impressions: i64) {
+    /// Adds changes, which are not none and ascend, to a cell of this operator.
+    fn apply(&mut self, place: u32, changes: &[Change]) {
         self.before_change(place);
-        let (due, time) = (self.due, pane * self.base_us);
+        let (due, pane) = (self.due, changes[0].pane);
         let cell = &mut self.cells[place as usize];
         let changed = std::mem::replace(&mut cell.changed, self.tick);
         if changed / DAY_MS != self.tick / DAY_MS {
-            self.first_of_day(place, changed, time);
+            self.first_of_day(place, changed, pane * self.base_us);
         }
         let cell = &mut self.cells[place as usize];
         if cell.windows.is_empty() {
@@ -459,16 +474,36 @@ impl Rolling {
             cell.closed = cell.closed.max(due).max(pane);
             cell.skip_closed(&mut self.calendars[usize::from(cell.calendar)].panes, &self.grain);
         }
-        if pane > self.cells[place as usize].closed {
-            self.close(place, pane);
+        let late = changes.partition_point(|change| change.pane < cell.closed);
+        let (late, rest) = changes.split_at(late);
+        if !late.is_empty() {
+            let panes = &mut self.calendars[usize::from(cell.calendar)].panes;
+            let sums = late.iter().map(|change| (change.pane, change.stats));
+            cell.amend(sums, panes, &self.grain);
+            late.iter().for_each(|change| self.derive(place, change));
         }
-        let cell = &mut self.cells[place as usize];
-        let panes = &mut self.calendars[usize::from(cell.calendar)].panes;
-        cell.add(pane, stats, panes, &self.grain);
-        if user_impressions != 0 {
-            self.reaches[place as usize].count(time.div_euclid(DAY_US), user_impressions);
+        for change in rest {
+            if change.pane > self.cells[place as usize].closed {
+                self.close(place, change.pane);
+            }
+            let cell = &mut self.cells[place as usize];
+            let panes = &mut self.calendars[usize::from(cell.calendar)].panes;
+            cell.add(change.pane, &change.stats, panes, &self.grain);
+            self.derive(place, change);
+        }
+        self.schedule_touched(place);
+    }
+
+    /// Tells a change to what is kept of a cell besides its windows.
+    #[inline]
+    fn derive(&mut self, place: u32, change: &Change) {
+        let Change { pane, stats, user_impressions } = change;
+        let time = pane * self.base_us;
+        if *user_impressions != 0 {
+            self.reaches[place as usize].count(time.div_euclid(DAY_US), *user_impressions);
         }
         if self.spec.cadence.is_some() || self.spec.pane_rows == PaneRows::Emit {
+            let cell = &mut self.cells[place as usize];
             cell.derived.fatigue.add(
                 &self.spec.fatigue,
                 time.div_euclid(DAY_US),
@@ -479,7 +514,6 @@ impl Rolling {
                 anomaly.add(time.div_euclid(HOUR_US), stats, &self.spec.anomaly);
             }
         }
-        self.schedule_touched(place);
     }
 
     /// Closes the rows of one cell for every pane end up to the start of base pane `until`.
