@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use hdrhistogram::Histogram;
 use omnify_config::{Checked, Layers};
-use omnify_operators::model::{Registry, Tick};
+use omnify_operators::model::{Registry, Tick, us_of_tick};
 use omnify_pipeline::clock::Clock;
 use omnify_pipeline::cluster::{self, Leader, Members, OnLost};
 use omnify_pipeline::engine::latency_ms;
@@ -98,7 +98,7 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
     let read = reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
     drop(source);
     let summary = live.stop()?;
-    let latency = latencies(&options.dir, options.preload, &read)?;
+    let [to_tick, latency] = latencies(&options.dir, options.preload, &read)?;
     let counters = &summary.counters;
     Ok(json!({
         "processes": options.processes,
@@ -108,6 +108,7 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
         "behind_schedule_ms_max": behind_max.as_secs_f64() * 1e3,
         "actions": read.len(),
         "actions_measured": latency.len(),
+        "event_to_tick_ms": latency_ms(&to_tick),
         "event_to_action_ms": latency_ms(&latency),
         "events_in": counters.events_in,
         "sent": sender.sent,
@@ -312,9 +313,9 @@ fn read_actions(
     }))
 }
 
-/// From the oldest event of an action's tick to the moment it was read, in µs; ticks of the preload
-/// are left out.
-fn latencies(dir: &Path, preload: u64, read: &Read) -> anyhow::Result<Histogram<u64>> {
+/// From the oldest event of an action's tick to that tick and to the moment the action was read, in µs;
+/// ticks of the preload are left out.
+fn latencies(dir: &Path, preload: u64, read: &Read) -> anyhow::Result<[Histogram<u64>; 2]> {
     let reader = JournalReader::open(&dir.join("state/journal"))?;
     let (mut oldest, mut events) = (HashMap::new(), 0_u64);
     for entry in reader.ticks(&Arc::new(Registry::utc()), None)? {
@@ -326,12 +327,15 @@ fn latencies(dir: &Path, preload: u64, read: &Read) -> anyhow::Result<Histogram<
         }
         events += entry.events.len() as u64;
     }
-    let mut histogram = Histogram::new_with_bounds(1, 600_000_000, 3)
+    let histogram = Histogram::new_with_bounds(1, 600_000_000, 3)
         .map_err(|error| anyhow::anyhow!("latency histogram: {error:?}"))?;
+    let mut both = [histogram.clone(), histogram];
     for (tick, read_us) in read {
         if let Some(first) = oldest.get(tick) {
-            histogram.saturating_record(u64::try_from(read_us - first).unwrap_or(1).max(1));
+            for (histogram, until) in both.iter_mut().zip([us_of_tick(*tick), *read_us]) {
+                histogram.saturating_record(u64::try_from(until - first).unwrap_or(1).max(1));
+            }
         }
     }
-    Ok(histogram)
+    Ok(both)
 }

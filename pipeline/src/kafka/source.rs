@@ -51,6 +51,8 @@ pub(super) fn consumer(
         ("auto.offset.reset", "earliest".to_owned()),
         ("session.timeout.ms", options.session_timeout.as_millis().to_string()),
         ("queued.max.messages.kbytes", (options.fetch_bytes >> 10).max(1).to_string()),
+        // A full queue is looked at again soon: with the client's second, it runs empty meanwhile.
+        ("fetch.queue.backoff.ms", "10".to_owned()),
         ("statistics.interval.ms", TELL_EVERY.as_millis().to_string()),
     ];
     if let Some(instance) = &options.instance {

@@ -35,7 +35,7 @@ const IDLE: Duration = Duration::from_millis(100);
 /// Report rows that a tick takes from their lane, if no single arrival brings more: each may touch
 /// weeks of an entity's windows, and a tick that takes long is latency for everybody. The next are
 /// taken when that tick is decided upon, so that such ticks do not pile up.
-const REPORTS_PER_TICK: usize = 4_096;
+const REPORTS_PER_TICK: usize = 2_048;
 /// How often room is looked for while the workers are behind.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// Ticks between two samples of the queues.
