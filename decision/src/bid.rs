@@ -237,6 +237,14 @@ impl BidBook {
         }
     }
 
+    /// Forgets a creative.
+    pub(crate) fn remove_creative(&mut self, creative: &EntityKey) {
+        let shard = &mut self.shards[shard_of(creative)];
+        if shard.creatives.contains_key(creative) {
+            Arc::make_mut(shard).creatives.remove(creative);
+        }
+    }
+
     /// Publishes a creative's rates.
     pub(crate) fn set_creative(&mut self, creative: &EntityKey, rates: Rates) {
         let shard = &mut self.shards[shard_of(creative)];

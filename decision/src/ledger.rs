@@ -20,7 +20,8 @@ use serde::{Deserialize, Serialize};
 use crate::action::{Action, ActionKind, Id, Setting, Status};
 use crate::control::{Actual, Outcome};
 use crate::pages::Pages;
-use crate::wire::{ActionWire, SettingWire, setting_option};
+use crate::stage::StageError;
+use crate::wire::{ActionWire, Reader, SettingWire, Writer, setting_option};
 
 /// Changes remembered per owner for the cumulative limits. With the default cooldown of 15 minutes
 /// seven days hold 672; at the bound the oldest are forgotten last and no change is granted.
@@ -135,9 +136,7 @@ impl Owner {
         if let (Some(before), Some(after)) =
             (action.before.as_ref().and_then(micros), micros(&action.desired))
         {
-            while self.moves.front().is_some_and(|step| now_us - step.at_us >= 7 * DAY_US) {
-                self.moves.pop_front();
-            }
+            self.age(now_us);
             let ln_change = (after as f64 / before as f64).ln();
             self.moves.push_back(Move { at_us: now_us, action: action.id, ln_change });
         }
@@ -201,6 +200,25 @@ impl Owner {
         self.actual.status = seen.status.or(self.actual.status);
     }
 
+    /// Whether changes are remembered that no limit counts any more.
+    fn is_aged(&self, now_us: i64) -> bool {
+        self.moves.front().is_some_and(|step| now_us - step.at_us >= 7 * DAY_US)
+    }
+
+    fn age(&mut self, now_us: i64) {
+        while self.is_aged(now_us) {
+            self.moves.pop_front();
+        }
+        if self.moves.is_empty() {
+            self.moves.shrink_to_fit();
+        }
+    }
+
+    /// Whether an action or a proposal is about it.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.in_flight.is_some() || self.proposed.is_some()
+    }
+
     /// A change that never happened does not count against limits and cannot be undone.
     fn forget(&mut self, action: Id) {
         self.moves.retain(|step| step.action != action);
@@ -237,7 +255,7 @@ fn holds(seen: &Actual, setting: &Setting) -> bool {
     }
 }
 
-/// All owners, found by key or by the position handed out, which is the order of their first use.
+/// All owners, found by key or by the position handed out.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ledger {
     owners: Pages<(EntityKey, Owner)>,
@@ -250,7 +268,7 @@ impl Ledger {
         if let Some(at) = self.index.get(key) {
             return *at;
         }
-        let at = self.owners.push((key.clone(), Owner::default()));
+        let at = self.owners.insert((key.clone(), Owner::default()));
         Arc::make_mut(&mut self.index).insert(key.clone(), at);
         at
     }
@@ -271,14 +289,58 @@ impl Ledger {
     }
 
     /// All owners with their keys, by position.
-    pub(crate) fn owners(&self) -> &Pages<(EntityKey, Owner)> {
-        &self.owners
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &(EntityKey, Owner)> {
+        self.owners.iter().map(|(_, owner)| owner)
     }
 
-    /// A ledger of these owners at these positions.
-    pub(crate) fn of(owners: Vec<(EntityKey, Owner)>) -> Ledger {
-        let index = owners.iter().enumerate().map(|(at, (key, _))| (key.clone(), at)).collect();
-        Ledger { owners: owners.into_iter().collect(), index: Arc::new(index) }
+    /// Forgets an owner.
+    pub(crate) fn remove(&mut self, position: usize) {
+        if let Some((key, _)) = self.owners.get(position) {
+            Arc::make_mut(&mut self.index).remove(key);
+            self.owners.remove(position);
+        }
+    }
+
+    /// Forgets the owner of this key.
+    pub(crate) fn remove_of(&mut self, key: &EntityKey) {
+        if let Some(at) = self.index.get(key) {
+            self.remove(*at);
+        }
+    }
+
+    /// Forgets changes that no limit counts any more.
+    pub(crate) fn age(&mut self, now_us: i64) {
+        for at in self.owners.positions(|(_, owner)| owner.is_aged(now_us)) {
+            self.owners[at].1.age(now_us);
+        }
+    }
+
+    /// Whether an owner is at this position.
+    pub(crate) fn has(&self, position: usize) -> bool {
+        self.owners.get(position).is_some()
+    }
+
+    /// Writes everything.
+    pub(crate) fn save(&self, out: &mut Writer) {
+        out.list(self.owners.end(), self.owners.slots());
+    }
+
+    /// Reads what [`Ledger::save`] wrote.
+    pub(crate) fn load(input: &mut Reader<'_>) -> Result<Ledger, StageError> {
+        let owners: Pages<(EntityKey, Owner)> = input.list("owners")?.into_iter().collect();
+        let index = owners.iter().map(|(at, (key, _))| (key.clone(), at)).collect();
+        Ok(Ledger { owners, index: Arc::new(index) })
+    }
+
+    /// Ends what is in flight as applied, as nobody is left to say so.
+    pub(crate) fn settle(&mut self) {
+        for at in self.owners.positions(|(_, owner)| owner.in_flight.is_some()) {
+            let owner = &mut self.owners[at].1;
+            if let Some(flight) = owner.in_flight.clone() {
+                let effective = flight.action.desired;
+                owner.acknowledge(flight.action.id, &Outcome::Applied { effective });
+            }
+        }
     }
 }
 

@@ -42,7 +42,7 @@ impl Portfolios {
     ) -> Portfolios {
         type Members<'a> = (&'a Arc<Objective>, Vec<usize>);
         let mut portfolios: BTreeMap<(u64, &str), Members<'_>> = BTreeMap::new();
-        for (at, campaign) in campaigns.iter().enumerate() {
+        for (at, campaign) in campaigns.iter() {
             let tenant = campaign.info.key.tenant();
             let objective = campaign
                 .objective(now_us)

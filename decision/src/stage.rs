@@ -1,7 +1,8 @@
 //! The stage: ticks, controls and complete frames in; decisions and actions out.
 //!
 //! # Order within a tick
-//! 1. portfolios, once per UTC day (before the first row of the day);
+//! 1. once per UTC day, before the first row of the day: what has long been silent is let go, and
+//!    portfolios are shared out;
 //! 2. controls, in their order;
 //! 3. the rows of the frame, in their order (new campaigns join their portfolios first);
 //! 4. wakes that are due, where no row came: campaigns nobody sent a row about (paused for a spent
@@ -13,6 +14,7 @@
 mod approvals;
 mod controls;
 mod saved;
+mod silence;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -191,9 +193,9 @@ impl Stage {
         self.ledger.get(key)
     }
 
-    /// What the stage believes is on its way, in the order in which the owners were first met.
+    /// What the stage believes is on its way, by position of their owners.
     pub fn in_flight(&self) -> impl Iterator<Item = &InFlight> {
-        self.ledger.owners().iter().filter_map(|(_, owner)| owner.in_flight.as_ref())
+        self.ledger.iter().filter_map(|(_, owner)| owner.in_flight.as_ref())
     }
 
     /// The goals that stand: the configuration's, and what inputs made of them.
@@ -207,7 +209,7 @@ impl Stage {
         self.counters.ticks += 1;
         self.counters.rows += frame.rows.len() as u64;
         let mut made = Vec::with_capacity(frame.rows.len());
-        self.share_portfolios(tick);
+        self.begin_day(tick);
         let refused = self.apply(tick, controls, &mut made);
         self.register(tick, frame);
         for (info, row) in &frame.rows {
@@ -394,11 +396,13 @@ impl Stage {
         }
     }
 
-    /// Once per UTC day: what the campaigns of each portfolio are given, from the state as it is.
-    fn share_portfolios(&mut self, tick: Tick) {
+    /// Once per UTC day: what is silent goes, then what the campaigns of each portfolio are given, from
+    /// the state as it is.
+    fn begin_day(&mut self, tick: Tick) {
         let day = us_of_tick(tick).div_euclid(DAY_US);
         if day > self.allocated_day {
             self.allocated_day = day;
+            self.let_go(tick);
             self.share(day * DAY_US, |_, _| true);
         }
     }
@@ -421,7 +425,7 @@ impl Stage {
             let owner = self.ledger.position(&info.key);
             let campaign = Campaign::new(info, owner, self.goals.covering(&info.key), row);
             joined.extend(campaign.portfolio(now_us).map(|goal| (goal, info.key.tenant())));
-            let at = self.campaigns.push(campaign);
+            let at = self.campaigns.insert(campaign);
             Arc::make_mut(&mut self.campaign_at).insert(info.id, at);
         }
         if !joined.is_empty() {

@@ -40,7 +40,15 @@ fn stage() -> Stage {
 }
 
 fn frame(registry: &mut RegistryView, tick: Tick) -> Frame {
-    let entity = registry.registry().intern(&key("t/p/a/c"));
+    frame_of(registry, tick, &["t/p/a/c"])
+}
+
+fn frame_of(registry: &mut RegistryView, tick: Tick, keys: &[&str]) -> Frame {
+    Frame { tick, rows: keys.iter().map(|text| row(registry, tick, &key(text))).collect() }
+}
+
+fn row(registry: &mut RegistryView, tick: Tick, of: &EntityKey) -> (Arc<EntityInfo>, FeatureRow) {
+    let entity = registry.registry().intern(of);
     let sums = Stats {
         impressions: 1_000_000,
         clicks: 10_000,
@@ -62,7 +70,7 @@ fn frame(registry: &mut RegistryView, tick: Tick) -> Frame {
     row.windows[3] = sums;
     row.ctr.mean = 0.01;
     row.cvr.mean = 0.05;
-    Frame { tick, rows: vec![(registry.info(entity).clone(), row)] }
+    (registry.info(entity).clone(), row)
 }
 
 #[test]
@@ -132,4 +140,86 @@ fn a_lowered_budget_is_respected_and_pre_images_are_kept() {
     assert_eq!(owner.actual.budget_micros, Some(40_000_000));
     assert_eq!(stage.counters().drifts, 1);
     assert_eq!(stage.counters().invariant_violations, 0);
+}
+
+#[test]
+fn what_has_long_been_silent_is_as_if_it_had_never_been() {
+    const DAY: u64 = 86_400_000;
+    let mut registry = RegistryView::new(Arc::new(Registry::utc()));
+    let mut config = stage().config().clone();
+    config.goals[0].end = None;
+    let mut stage = Stage::new(config.clone()).unwrap();
+    let both = ["t/p/a", "t/p/a/c", "t/p/a/c/g/x", "t/p/a/d", "t/p/a/d/g/y", "t/p/a/d/g/z"];
+    let living = ["t/p/a", "t/p/a/d", "t/p/a/d/g/y"];
+    for minute in 0..10 {
+        let tick = START + minute * 60_000;
+        stage.on_tick(tick, &[], &frame_of(&mut registry, tick, &both));
+    }
+    assert!(stage.owner(&key("t/p/a/c")).is_some_and(|owner| owner.changed_us.is_some()));
+    let names = registry.registry().clone();
+    let count = |stage: &Stage| {
+        let ids = both.iter().map(|text| names.intern(&key(text)));
+        let creatives = ids.filter(|id| stage.wear.info(*id).is_some()).count();
+        (stage.campaigns.iter().count(), creatives, stage.ledger.iter().count())
+    };
+    let known = count(&stage);
+    let known_of_d = [known.0 - 1, known.1 - 2];
+    let mut again = None;
+    let mut tick = START;
+    for day in 1..=32 {
+        tick = START + day * DAY;
+        if day == 29 {
+            // Anything of it is still remembered.
+            assert_eq!(count(&stage), known);
+            again = Some(Stage::load(config.clone(), &stage.save(), &mut registry).unwrap());
+        }
+        let frame = frame_of(&mut registry, tick, &living);
+        let out = stage.on_tick(tick, &[], &frame);
+        if let Some(again) = &mut again {
+            let out_again = again.on_tick(tick, &[], &frame);
+            assert_eq!(format!("{:?}", out_again.decisions), format!("{:?}", out.decisions));
+            assert_eq!(again.save(), stage.save());
+        }
+    }
+    assert_eq!([count(&stage).0, count(&stage).1], known_of_d);
+    let book = stage.bid_book();
+    assert!(stage.owner(&key("t/p/a/c")).is_none() && book.quote(&key("t/p/a/c")).is_none());
+    assert!(book.quote(&key("t/p/a/d")).is_some());
+    // Places are taken again, also by one that was there before, which is met anew.
+    let mut loaded = Stage::load(config.clone(), &stage.save(), &mut registry).unwrap();
+    let mut fresh = Stage::new(config).unwrap();
+    tick += 60_000;
+    let frame = frame_of(&mut registry, tick, &["t/p/a", "t/p/a/c", "t/p/a/c/g/x"]);
+    let outs = [&mut stage, &mut loaded, &mut fresh].map(|stage| stage.on_tick(tick, &[], &frame));
+    assert_eq!(format!("{:?}", outs[0].decisions), format!("{:?}", outs[1].decisions));
+    assert_eq!(stage.save(), loaded.save());
+    let verdicts = |out: &TickOutput| -> Vec<_> {
+        let of_c = out.decisions.iter().filter(|made| made.entity.key == key("t/p/a/c"));
+        of_c.map(|made| (made.verdict, made.reasons.clone(), made.proposed.clone())).collect()
+    };
+    assert_eq!(verdicts(&outs[0]), verdicts(&outs[2]));
+    assert_eq!(count(&stage).0, known.0);
+}
+
+#[test]
+fn what_an_action_is_about_is_not_let_go() {
+    const DAY: u64 = 86_400_000;
+    let mut registry = RegistryView::new(Arc::new(Registry::utc()));
+    let config = StageConfig { executor: ExecutorMode::Live, ..stage().config().clone() };
+    let mut stage = Stage::new(config).unwrap();
+    let out = stage.on_tick(START, &[], &frame(&mut registry, START));
+    let action = &out.actions[0];
+    let silent = Frame { tick: 0, rows: Vec::new() };
+    for day in 1..40 {
+        stage.on_tick(START + day * DAY, &[], &silent);
+    }
+    assert!(stage.owner(&action.owner).is_some_and(|owner| owner.in_flight.is_some()));
+    let ended = Control::Acknowledge {
+        action: action.id,
+        owner: action.owner.clone(),
+        outcome: crate::control::Outcome::Expired,
+    };
+    stage.on_tick(START + 40 * DAY, &[ended], &silent);
+    stage.on_tick(START + 41 * DAY, &[], &silent);
+    assert!(stage.owner(&action.owner).is_none());
 }

@@ -21,7 +21,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use omnify_operators::model::{
-    EntityId, EntityInfo, EntityKey, FatigueState, FeatureRow, Level, us_of_tick,
+    EntityId, EntityInfo, EntityKey, FatigueState, FeatureRow, Level, Tick, us_of_tick,
 };
 
 use crate::action::{Setting, Verdict};
@@ -33,7 +33,7 @@ use crate::codes::{alert, policy, reason};
 use crate::draft::{Draft, Outcomes};
 use crate::goals::{Change, Goals, Objective, active};
 use crate::guardrail::{Driver, Facts, Proposal, judge};
-use crate::ledger::{Ledger, is_paused};
+use crate::ledger::{Ledger, Owner, is_paused};
 use crate::model::Rates;
 use crate::pages::Pages;
 use crate::stage::{StageError, outdated};
@@ -68,6 +68,8 @@ struct Creative {
 /// What is remembered of a creative.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 struct Seen {
+    /// Tick of the last row.
+    heard: Tick,
     rates: Rates,
     /// As the bid book has them, if it has them.
     published: Option<Rates>,
@@ -185,6 +187,7 @@ impl Wear {
             None => self.add_creative(info, ledger, goals),
         };
         let creative = &mut self.creatives[at].seen;
+        creative.heard = row.tick;
         creative.rates = rates;
         creative.clicks = row.ctr.successes;
         if creative.state != FatigueState::Fresh && row.fatigue.state == FatigueState::Fresh {
@@ -206,13 +209,14 @@ impl Wear {
         goals: GoalsAndNone<'_>,
     ) -> usize {
         let seen = Seen {
+            heard: 0,
             rates: Rates { click: 0.0, conversion: 0.0 },
             published: None,
             clicks: 0,
             state: FatigueState::Insufficient,
             retired: false,
         };
-        let at = self.creatives.push(Creative { info: info.clone(), seen });
+        let at = self.creatives.insert(Creative { info: info.clone(), seen });
         Arc::make_mut(&mut self.creative_at).insert(info.id, at);
         let group_id = info.ancestors[Level::AdGroup as usize];
         let group = match (self.group_at.get(&group_id), info.key.parent()) {
@@ -220,7 +224,7 @@ impl Wear {
             (None, Some(key)) => {
                 let (owner, covering) = (ledger.position(&key), goals.0.covering(&key));
                 let group = Group { key, owner, covering, creatives: Vec::new() };
-                let group = self.groups.push(group);
+                let group = self.groups.insert(group);
                 Arc::make_mut(&mut self.group_at).insert(group_id, group);
                 group
             }
@@ -372,26 +376,61 @@ impl Wear {
 
     /// Id of the creative with this key.
     pub(crate) fn creative_named(&self, group: &EntityKey, key: &EntityKey) -> Option<EntityId> {
-        let group = self.groups.iter().find(|known| known.key == *group)?;
+        let (_, group) = self.groups.iter().find(|(_, known)| known.key == *group)?;
         let infos = group.creatives.iter().map(|at| &self.creatives[*at].info);
         infos.filter(|info| info.key == *key).map(|info| info.id).next()
     }
 
+    /// Forgets creatives without a row since `before`, and ad groups without creatives.
+    pub(crate) fn let_go(&mut self, before: Tick, ledger: &mut Ledger, book: &mut BidBook) {
+        for at in self.creatives.positions(|creative| creative.seen.heard < before) {
+            let info = self.creatives[at].info.clone();
+            let group_id = info.ancestors[Level::AdGroup as usize];
+            let group_at = self.group_at.get(&group_id).copied();
+            let group_owner = group_at.map(|group| self.groups[group].owner);
+            // A rotation is the group's; its creatives stay with it.
+            let busy = ledger.get(&info.key).is_some_and(Owner::is_busy)
+                || group_owner.is_some_and(|owner| ledger.read(owner).is_busy());
+            if busy {
+                continue;
+            }
+            if let (Some(group), Some(owner)) = (group_at, group_owner) {
+                self.groups[group].creatives.retain(|creative| *creative != at);
+                if self.groups[group].creatives.is_empty() {
+                    ledger.remove(owner);
+                    self.groups.remove(group);
+                    Arc::make_mut(&mut self.group_at).remove(&group_id);
+                    self.forget_episodes(group_id);
+                }
+            }
+            ledger.remove_of(&info.key);
+            book.remove_creative(&info.key);
+            self.forget_episodes(info.id);
+            Arc::make_mut(&mut self.creative_at).remove(&info.id);
+            self.creatives.remove(at);
+        }
+    }
+
+    /// Forgets what was told of an entity.
+    pub(crate) fn forget_episodes(&mut self, id: EntityId) {
+        for trouble in [Trouble::Wear, Trouble::Anomaly, Trouble::Completeness] {
+            self.episodes.remove(&(id, trouble));
+        }
+    }
+
     /// A goal changed.
     pub(crate) fn regroup(&mut self, change: &Change) {
-        for at in 0..self.groups.len() {
-            if change.concerns(&self.groups[at].key) {
-                let group = &mut self.groups[at];
-                change.apply(&group.key, &mut group.covering);
-            }
+        for at in self.groups.positions(|group| change.concerns(&group.key)) {
+            let group = &mut self.groups[at];
+            change.apply(&group.key, &mut group.covering);
         }
     }
 
     /// Writes everything that a restart must bring back.
     pub(crate) fn save(&self, out: &mut Writer) {
-        let creatives = self.creatives.iter().map(|creative| (creative.info.id, creative.seen));
-        out.list(self.creatives.len(), creatives);
-        out.list(self.groups.len(), self.groups.iter());
+        let saved = |creative: &Creative| (creative.info.id, creative.seen);
+        out.list(self.creatives.end(), self.creatives.slots().map(|slot| slot.map(saved)));
+        out.list(self.groups.end(), self.groups.slots());
         let mut episodes: Vec<_> = self.episodes.iter().collect();
         episodes.sort_unstable_by_key(|(about, _)| **about);
         out.list(episodes.len(), episodes.into_iter());
@@ -402,29 +441,39 @@ impl Wear {
         input: &mut Reader<'_>,
         entities: &mut Entities<'_>,
         goals: &Goals,
-        owners: usize,
+        ledger: &Ledger,
         book: &mut BidBook,
     ) -> Result<Wear, StageError> {
         const WHAT: &str = "creatives";
         let mut wear = Wear::default();
         let (mut creative_at, mut group_at) = (HashMap::new(), HashMap::new());
-        for (id, seen) in input.list::<(EntityId, Seen)>(WHAT)? {
+        let mut creatives = Vec::new();
+        for (at, saved) in input.list::<Option<(EntityId, Seen)>>(WHAT)?.into_iter().enumerate() {
+            let Some((id, seen)) = saved else {
+                creatives.push(None);
+                continue;
+            };
             let info = entities.info(id, WHAT)?;
             if let Some(rates) = seen.published {
                 book.set_creative(&info.key, rates);
             }
-            creative_at.insert(id, wear.creatives.push(Creative { info, seen }));
+            creative_at.insert(id, at);
+            creatives.push(Some(Creative { info, seen }));
         }
-        for mut group in input.list::<Group>("ad groups")? {
-            let inside = group.creatives.iter().all(|at| *at < wear.creatives.len());
-            let first = group.creatives.first().copied().filter(|_| inside && group.owner < owners);
-            let Some(first) = first else {
+        wear.creatives = creatives.into_iter().collect();
+        let mut groups = input.list::<Option<Group>>("ad groups")?;
+        for (at, group) in groups.iter_mut().enumerate() {
+            let Some(group) = group else { continue };
+            let inside = group.creatives.iter().all(|at| wear.creatives.get(*at).is_some());
+            let sound = inside && ledger.has(group.owner);
+            let Some(&first) = group.creatives.first().filter(|_| sound) else {
                 return Err(unreadable("ad groups", "a position outside of its list"));
             };
             let id = wear.creatives[first].info.ancestors[Level::AdGroup as usize];
             group.covering = goals.covering(&group.key);
-            group_at.insert(id, wear.groups.push(group));
+            group_at.insert(id, at);
         }
+        wear.groups = groups.into_iter().collect();
         wear.episodes = input.list("episodes")?.into_iter().collect();
         (wear.creative_at, wear.group_at) = (Arc::new(creative_at), Arc::new(group_at));
         Ok(wear)

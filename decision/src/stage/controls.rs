@@ -111,10 +111,7 @@ impl Stage {
         })?;
         let now_us = us_of_tick(tick);
         let mut touched: BTreeSet<(Arc<str>, String)> = BTreeSet::new();
-        for at in 0..self.campaigns.len() {
-            if !change.concerns(&self.campaigns[at].info.key) {
-                continue;
-            }
+        for at in self.campaigns.positions(|campaign| change.concerns(&campaign.info.key)) {
             let campaign = &mut self.campaigns[at];
             let info = campaign.info.clone();
             let tenant = || info.key.tenant().to_owned();

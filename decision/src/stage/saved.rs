@@ -12,22 +12,21 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use omnify_operators::model::{EntityId, EntityKey, Level, RegistryView, WindowSpec};
+use omnify_operators::model::{EntityId, Level, RegistryView, WindowSpec};
 
 use super::{ExecutorMode, Stage, StageConfig, StageError};
 use crate::account::Account;
 use crate::approvals::Proposal;
 use crate::bid::Quote;
 use crate::campaign::{Campaign, Memory};
-use crate::control::Outcome;
 use crate::goals::SavedGoals;
-use crate::ledger::{Ledger, Owner};
+use crate::ledger::Ledger;
 use crate::model::ClickModel;
 use crate::wear::Wear;
 use crate::wire::{Entities, Reader, Writer, unreadable};
 
 /// Version of the format; a stage reads its own only.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 impl Stage {
     /// Everything that influences a later output, as bytes. Meant to be called on a clone, on
@@ -40,14 +39,15 @@ impl Stage {
         let model = self.model.as_ref().map(|model| (model.version(), model.to_json().to_string()));
         out.put(&model);
         out.put(&self.goals.saved());
-        out.list(self.ledger.owners().len(), self.ledger.owners().iter());
+        self.ledger.save(&mut out);
         let mut accounts: Vec<_> = self.accounts.iter().collect();
         accounts.sort_unstable_by_key(|(id, _)| **id);
         out.list(accounts.len(), accounts.into_iter());
-        let campaigns = self.campaigns.iter().map(|campaign| {
-            (campaign.info.id, &campaign.memory, self.book.quote(&campaign.info.key))
-        });
-        out.list(self.campaigns.len(), campaigns);
+        let saved = |campaign: &'_ Campaign| {
+            let quote = self.book.quote(&campaign.info.key).cloned();
+            (campaign.info.id, campaign.memory.clone(), quote)
+        };
+        out.list(self.campaigns.end(), self.campaigns.slots().map(|slot| slot.map(saved)));
         self.wear.save(&mut out);
         out.list(self.approvals.len(), self.approvals.iter());
         out.finish()
@@ -80,8 +80,10 @@ impl Stage {
         if !stage.goals.restore(goals) {
             stage.allocated_day = i64::MIN;
         }
-        stage.ledger = Ledger::of(input.list::<(EntityKey, Owner)>("owners")?);
-        stage.settle_dry_run();
+        stage.ledger = Ledger::load(&mut input)?;
+        if stage.config.executor == ExecutorMode::DryRun {
+            stage.ledger.settle();
+        }
         let mut entities = Entities::new(view);
         for (id, account) in input.list::<(EntityId, Account)>("accounts")? {
             entities.info(id, "accounts")?;
@@ -91,9 +93,8 @@ impl Stage {
             stage.accounts.insert(id, Arc::new(account));
         }
         stage.load_campaigns(&mut input, &mut entities)?;
-        let owners = stage.ledger.owners().len();
-        let Stage { goals, book, .. } = &mut stage;
-        stage.wear = Wear::load(&mut input, &mut entities, goals, owners, book)?;
+        let Stage { goals, book, ledger, .. } = &mut stage;
+        stage.wear = Wear::load(&mut input, &mut entities, goals, ledger, book)?;
         for proposal in input.list::<Proposal>("proposals")? {
             entities.info(proposal.row.entity, "proposals")?;
             stage.approvals.add(proposal);
@@ -134,19 +135,6 @@ impl Stage {
         Ok(())
     }
 
-    fn settle_dry_run(&mut self) {
-        if self.config.executor != ExecutorMode::DryRun {
-            return;
-        }
-        for at in 0..self.ledger.owners().len() {
-            if let Some(flight) = self.ledger.read(at).in_flight.clone() {
-                let effective = flight.action.desired;
-                let owner = self.ledger.at(at);
-                owner.acknowledge(flight.action.id, &Outcome::Applied { effective });
-            }
-        }
-    }
-
     fn load_campaigns(
         &mut self,
         input: &mut Reader<'_>,
@@ -154,9 +142,15 @@ impl Stage {
     ) -> Result<(), StageError> {
         const WHAT: &str = "campaigns";
         let (mut campaign_at, mut wakes) = (HashMap::new(), BTreeSet::new());
-        for (id, memory, quote) in input.list::<(EntityId, Memory, Option<Quote>)>(WHAT)? {
+        type Saved = Option<(EntityId, Memory, Option<Quote>)>;
+        let mut campaigns = Vec::new();
+        for (at, saved) in input.list::<Saved>(WHAT)?.into_iter().enumerate() {
+            let Some((id, memory, quote)) = saved else {
+                campaigns.push(None);
+                continue;
+            };
             let info = entities.info(id, WHAT)?;
-            if memory.owner >= self.ledger.owners().len() || info.level != Level::Campaign {
+            if !self.ledger.has(memory.owner) || info.level != Level::Campaign {
                 return Err(unreadable(WHAT, "an owner or entity that is none"));
             }
             if let Some((goal, micros)) = &memory.counted {
@@ -168,10 +162,11 @@ impl Stage {
             }
             let covering = self.goals.covering(&info.key);
             let (wake, order) = (memory.wake, info.order);
-            let at = self.campaigns.push(Campaign { info, covering, memory });
+            campaigns.push(Some(Campaign { info, covering, memory }));
             wakes.extend(wake.map(|wake| (wake, order, at)));
             campaign_at.insert(id, at);
         }
+        self.campaigns = campaigns.into_iter().collect();
         self.campaign_at = Arc::new(campaign_at);
         self.wakes = wakes;
         Ok(())

@@ -51,6 +51,10 @@ pub(super) fn consumer(
         ("auto.offset.reset", "earliest".to_owned()),
         ("session.timeout.ms", options.session_timeout.as_millis().to_string()),
         ("queued.max.messages.kbytes", (options.fetch_bytes >> 10).max(1).to_string()),
+        // An answer for every few messages costs the brokers and us more than the messages: they wait
+        // for a batch worth it, but no longer than latency allows.
+        ("fetch.min.bytes", (64 << 10).to_string()),
+        ("fetch.wait.max.ms", "5".to_owned()),
         // A full queue is looked at again soon: with the client's second, it runs empty meanwhile.
         ("fetch.queue.backoff.ms", "10".to_owned()),
         ("statistics.interval.ms", TELL_EVERY.as_millis().to_string()),
