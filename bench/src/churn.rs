@@ -4,7 +4,7 @@
 //! The engine's clock is simulated, so that a long past, beyond everything that is remembered of a
 //! silent entity, fits into the time of the run; the load in real time is steady. Journal and
 //! snapshots are kept, as a team would run it. What is told is the resident memory over time, and
-//! what it grew by for each entity that came in the second half, when as many are forgotten as come.
+//! what it grew by for each entity that came in the later half, when as many are forgotten as come.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -118,10 +118,9 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
     }
     let run_s = started.elapsed().as_secs_f64();
     let counters = live.stop()?.counters;
-    let middle = samples[samples.len() / 2];
+    let later = &samples[samples.len() / 2..];
     let last = samples[samples.len() - 1];
-    let born = last.entities - middle.entities;
-    let grown_kib = last.resident_kib as i64 - middle.resident_kib as i64;
+    let range = later.iter().map(|sample| sample.resident_kib >> 10);
     let shown = samples.iter().step_by((samples.len() / 12).max(1));
     Ok(json!({
         "run_s": run_s.round(),
@@ -132,9 +131,8 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
         "events_per_s": (counters.events_in as f64 / run_s).round(),
         "conserved": counters.conservation().holds,
         "entities_ever": last.entities,
-        "resident_mib_half": middle.resident_kib >> 10,
-        "resident_mib_end": last.resident_kib >> 10,
-        "grown_bytes_per_entity": grown_kib * 1024 / born.max(1) as i64,
+        "resident_mib_later_half": [range.clone().min(), range.max()],
+        "grown_bytes_per_entity": grown_bytes_per_entity(later).map(f64::round),
         "peak_mib": crate::peak_mib(),
         "samples": shown.map(|sample| json!({
             "day": sample.day,
@@ -151,6 +149,21 @@ struct Sample {
     entities: usize,
     resident_kib: u64,
     disk_mib: u64,
+}
+
+/// Slope of the resident memory over the entities ever known, by least squares: a snapshot that is
+/// under way when a sample is taken says little.
+fn grown_bytes_per_entity(samples: &[Sample]) -> Option<f64> {
+    let count = samples.len() as f64;
+    let mean = |of: fn(&Sample) -> f64| samples.iter().map(of).sum::<f64>() / count;
+    let (entities, bytes): (fn(&Sample) -> f64, fn(&Sample) -> f64) =
+        (|sample| sample.entities as f64, |sample| sample.resident_kib as f64 * 1024.0);
+    let (entities_mean, bytes_mean) = (mean(entities), mean(bytes));
+    let from_mean = |sample: &Sample| entities(sample) - entities_mean;
+    let spread: f64 = samples.iter().map(|sample| from_mean(sample).powi(2)).sum();
+    let both: f64 =
+        samples.iter().map(|sample| from_mean(sample) * (bytes(sample) - bytes_mean)).sum();
+    (spread > 0.0).then(|| both / spread)
 }
 
 /// Creatives that deliver, the youngest last; those of one day appear and leave together.

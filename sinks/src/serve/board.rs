@@ -5,7 +5,8 @@
 //! [`Board::publish`] is called once per tick, after everything of that tick was told, idle ticks
 //! included. It publishes at most every [`BoardConfig::publish_every_ms`] of ticks, so its cost does not grow
 //! with the tick rate. Everything kept is bounded by the configuration and the number of entities:
-//! creatives and ad groups whose windows have been empty for a day are forgotten until they deliver again.
+//! creatives and ad groups whose windows have been empty for a day, and campaigns after a month, are
+//! forgotten until they deliver again.
 //!
 //! It reads no clock, does no IO and never waits for a reader.
 
@@ -43,6 +44,8 @@ const FORGET_ROWS: u32 = 4_096;
 const HOUR_MS: u64 = 3_600_000;
 /// A row whose windows are empty is kept this long after its last evaluation.
 const KEEP_MS: u64 = 24 * HOUR_MS;
+/// The same of a campaign: longer than the stage remembers it.
+const KEEP_CAMPAIGN_MS: u64 = 31 * 24 * HOUR_MS;
 
 /// Says the currency of an entity's amounts.
 pub type CurrencyOf = dyn Fn(&EntityKey) -> Option<Currency> + Send + Sync;
@@ -304,11 +307,11 @@ impl Board {
         });
     }
 
-    /// Once an hour every row is looked at, some at each publication; those of creatives and ad
-    /// groups that have long been silent go. Campaigns and what is above them stay.
+    /// At most once an hour every row is looked at, some at each publication; those that have long
+    /// been silent go. Accounts and tenants stay.
     fn forget(&mut self, tick: Tick) {
         let hour = tick / HOUR_MS;
-        if hour > self.hour {
+        if hour > self.hour && self.looked >= self.rows.bound() {
             (self.hour, self.looked) = (hour, 0);
         }
         let end = self.rows.bound().min(self.looked.saturating_add(FORGET_ROWS));
@@ -411,10 +414,14 @@ impl Board {
 }
 
 /// Whether a row says nothing any more: nothing in any window for a while, and not expected again
-/// by the stage, which knows campaigns and what is above them.
+/// by the stage, which knows campaigns for longer and what is above them for ever.
 fn is_gone(row: &Row, tick: Tick) -> bool {
-    row.info.level > Level::Campaign
-        && tick.saturating_sub(row.features.tick) > KEEP_MS
+    let keep_ms = match row.info.level {
+        Level::Tenant | Level::Account => return false,
+        Level::Campaign => KEEP_CAMPAIGN_MS,
+        Level::AdGroup | Level::Creative => KEEP_MS,
+    };
+    tick.saturating_sub(row.features.tick) > keep_ms
         && row.features.windows.iter().all(Stats::is_empty)
 }
 

@@ -266,3 +266,30 @@ fn silent_creatives_are_forgotten_until_they_deliver_again() {
     let rows = entities.iter().map(|info| (info.clone(), row(info, 53 * HOUR))).collect();
     assert_eq!(publish(53 * HOUR, rows).len(), everybody);
 }
+
+#[test]
+fn everybody_silent_is_forgotten_however_many_and_however_rare_publications_are() {
+    const HOUR: u64 = 3_600_000;
+    let registry = Arc::new(Registry::utc());
+    let mut view = RegistryView::new(registry.clone());
+    for n in 0..10_000 {
+        registry.intern(&format!("t/p/a/c{}/g/x{n}", n / 100).parse().unwrap());
+    }
+    let entities: Vec<_> = view.all().to_vec();
+    let mut board = board(&entities);
+    let silent =
+        |info: &EntityInfo| FeatureRow { windows: [Stats::ZERO; MAX_WINDOWS], ..row(info, HOUR) };
+    let rows = entities.iter().map(|info| (info.clone(), silent(info))).collect();
+    board.update(&Frame { tick: HOUR, rows });
+    let mut left_after = |days: u64| {
+        for hour in 0..4 {
+            board.publish_now(days * 24 * HOUR + hour * HOUR, counters(1));
+        }
+        let snapshot = board.subscribe().borrow().clone();
+        snapshot.rows(None, None).map(|row| row.info.level).collect::<Vec<_>>()
+    };
+    assert_eq!(left_after(0).len(), entities.len());
+    assert!(left_after(3).iter().all(|level| *level <= Level::Campaign));
+    assert_eq!(left_after(30).len(), 102);
+    assert_eq!(left_after(34), [Level::Tenant, Level::Account]);
+}
