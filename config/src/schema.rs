@@ -91,7 +91,8 @@ pub struct Engine {
     pub workers: usize,
     /// Length of a live tick: how often frames are completed and decided upon.
     pub tick: Span,
-    /// Shortest time between two evaluations of one entity; events in between wait for the next.
+    /// One evaluation of an entity that changes in each period of this length; events in between wait
+    /// for the next.
     pub decide_every: Span,
     /// Seed of everything that explores; the same journal and seed give the same decisions.
     pub seed: u64,
@@ -112,7 +113,7 @@ pub struct Engine {
 pub struct Replay {
     /// Tick of foreign files: event times are rounded up to it.
     pub tick: Span,
-    /// Shortest time between two evaluations of one entity over foreign files.
+    /// The same over foreign files.
     pub decide_every: Span,
     /// Rows held back to put slightly disordered files in order; rows later than that pass as late.
     pub reorder_rows: usize,

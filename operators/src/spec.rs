@@ -25,8 +25,8 @@ pub enum PaneRows {
 /// When entities are evaluated, that is: when their feature row enters a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cadence {
-    /// At least this long between two evaluations of one entity. A changed entity is evaluated at
-    /// the tick of the change if that long has passed, otherwise as soon as it has.
+    /// Length of an entity's periods, which begin at a phase of its own. A changed entity is evaluated
+    /// at the tick of the change if it was not yet in this period, otherwise when the next begins.
     pub busy_ms: u64,
     /// An entity that does not change is evaluated this often, at a phase of its own.
     pub idle_ms: u64,

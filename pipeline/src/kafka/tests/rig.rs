@@ -22,7 +22,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long what must not come is waited for.
 pub(super) const SILENCE: Duration = Duration::from_millis(300);
 pub(super) const TOPIC: &str = "events";
-const LOOK: Duration = Duration::from_millis(5);
+pub(super) const LOOK: Duration = Duration::from_millis(5);
 const BASE_US: i64 = 1_700_000_000_000_000;
 
 /// The ends of an intake, and what sources share.
