@@ -11,6 +11,7 @@ pub mod history;
 pub mod journal;
 pub mod kafka;
 pub mod objects;
+pub mod priority;
 pub mod serve;
 pub mod snapshot;
 pub mod telemetry;

@@ -19,6 +19,7 @@ use omnify_decision::stage::Stage;
 use omnify_operators::model::{EntityKey, RegistryView, Tick};
 use omnify_operators::state::StateItem;
 use omnify_sinks::disk::Disk;
+use omnify_sinks::priority;
 use omnify_sinks::snapshot::{Manifest, SnapshotStore, SnapshotWriter};
 use omnify_sinks::telemetry::events;
 
@@ -100,7 +101,10 @@ impl Snapshots {
     pub fn start(surroundings: Surroundings) -> anyhow::Result<Snapshots> {
         let (mut snapshots, gathering) = Snapshots::new(surroundings)?;
         let thread = std::thread::Builder::new().name("snapshot".into());
-        snapshots.thread = Some(thread.spawn(move || gathering.run())?);
+        snapshots.thread = Some(thread.spawn(move || {
+            priority::lower(priority::LATER);
+            gathering.run();
+        })?);
         Ok(snapshots)
     }
 

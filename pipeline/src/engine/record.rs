@@ -24,6 +24,7 @@ use omnify_operators::model::{Event, PaneBatch, RegistryView, Tick};
 use omnify_sinks::history::{
     BackgroundMerge, DeadLetter, HistoryError, HistoryWriter, MergeStep, Summary,
 };
+use omnify_sinks::priority;
 use omnify_sinks::telemetry::events;
 
 use crate::clock;
@@ -123,6 +124,7 @@ impl Recorder {
         let (mut recorder, mut recording) =
             Recorder::new(writer, view, rows_max, patience, file_time, journal);
         let thread = std::thread::Builder::new().name("history".into()).spawn(move || {
+            priority::lower(priority::LATER);
             let result = recording.run();
             recording.committed.end();
             result

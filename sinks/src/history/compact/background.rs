@@ -7,9 +7,7 @@ use std::thread::JoinHandle;
 
 use super::super::{HistoryError, HistoryWriter, Table};
 use super::job::Merged;
-
-/// By how much the thread's priority is lowered (Unix `nice`): writing and deciding go first.
-const NICE: i32 = 15;
+use crate::priority;
 
 type Outcome = Result<Option<Merged>, HistoryError>;
 
@@ -89,8 +87,7 @@ impl BackgroundMerge {
         let stopped = stop.clone();
         let root = job.root.clone();
         let thread = std::thread::Builder::new().name("history-merge".into()).spawn(move || {
-            // A wish: without the right to it the merge runs as everything else.
-            let _ = rustix::process::nice(NICE);
+            priority::lower(priority::LAST);
             job.run(&stopped)
         });
         let thread = thread.map_err(HistoryError::io("start a thread that merges", &root))?;
