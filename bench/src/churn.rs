@@ -154,15 +154,12 @@ struct Sample {
 /// Slope of the resident memory over the entities ever known, by least squares: a snapshot that is
 /// under way when a sample is taken says little.
 fn grown_bytes_per_entity(samples: &[Sample]) -> Option<f64> {
+    let points = || samples.iter().map(|at| (at.entities as f64, at.resident_kib as f64 * 1024.0));
     let count = samples.len() as f64;
-    let mean = |of: fn(&Sample) -> f64| samples.iter().map(of).sum::<f64>() / count;
-    let (entities, bytes): (fn(&Sample) -> f64, fn(&Sample) -> f64) =
-        (|sample| sample.entities as f64, |sample| sample.resident_kib as f64 * 1024.0);
-    let (entities_mean, bytes_mean) = (mean(entities), mean(bytes));
-    let from_mean = |sample: &Sample| entities(sample) - entities_mean;
-    let spread: f64 = samples.iter().map(|sample| from_mean(sample).powi(2)).sum();
-    let both: f64 =
-        samples.iter().map(|sample| from_mean(sample) * (bytes(sample) - bytes_mean)).sum();
+    let sum = points().fold((0.0, 0.0), |sum, (x, y)| (sum.0 + x, sum.1 + y));
+    let from_mean = move |(x, y): (f64, f64)| (x - sum.0 / count, y - sum.1 / count);
+    let spread: f64 = points().map(from_mean).map(|(x, _)| x * x).sum();
+    let both: f64 = points().map(from_mean).map(|(x, y)| x * y).sum();
     (spread > 0.0).then(|| both / spread)
 }
 

@@ -12,6 +12,7 @@
 //! |---|---|
 //! | `mod.rs` | starts everything, stops it in order |
 //! | `intake` | the bounded door that every source sends its batches through |
+//! | `entrance` | the way in, as an earlier process left it |
 //! | `ingest` | the loop that closes ticks and keeps the account of rows |
 //! | `push` | `POST /v1/events` |
 //! | `orders` | what people tell the engine: approvals, kills |
@@ -42,6 +43,7 @@
 mod access;
 mod batches;
 mod bidder;
+mod entrance;
 mod executor;
 mod ingest;
 mod intake;
@@ -75,18 +77,15 @@ use crate::clock::Clock;
 use crate::cluster::{Cluster, Leader};
 use crate::decode::Door;
 use crate::durable::{
-    self, Claimed, Journal, Mirror, MirrorOptions, OnDurable, Snapshots, Strict, Surroundings,
-    in_doubt_until,
+    self, Claimed, Journal, Mirror, MirrorOptions, Snapshots, Strict, Surroundings, in_doubt_until,
 };
-use crate::engine::feed::{LiveQueue, OnEntry, ResumeFeed};
 use crate::engine::{
-    self, BoxedFeed, Decider, Progress, Recorder, Resume, RunSummary, SharedBook, Wakers, Watch,
-    Watches,
+    self, Decider, Progress, Recorder, Resume, RunSummary, SharedBook, Wakers, Watch, Watches,
 };
 use crate::kafka::{Outputs, Positions};
 use crate::setup::{self, Mode};
 
-use self::batches::Batches;
+use self::entrance::{Entrance, told};
 use self::past::{Past, Place};
 
 pub use access::{ListenError, listen};
@@ -254,12 +253,11 @@ impl Live {
         let board = Board::new(board_config(&config, &spec.windows, speed));
         let published = board.subscribe();
         let book = SharedBook::new(RwLock::default());
-        let (intake, arrivals) = intake::channel(config.engine.queue_events);
-        let batches = Batches::default();
-        batches.restore(engine.inputs.batches.clone());
-        door.resume_sequence(engine.inputs.sequence);
-        engine.inputs.positions.iter().for_each(|position| positions.durable(position));
-        intake.recover(until.is_some() || leader.is_some());
+        let wakers = Wakers::default();
+        let shared = (&door, &positions, &wakers);
+        let recovering = until.is_some() || leader.is_some();
+        let Entrance { intake, arrivals, batches, queue, feeds } =
+            Entrance::new(&config, shared, &engine.inputs, (restore, tail), recovering);
 
         let decided = Arc::<AtomicU64>::default();
         let watches = Watches::default();
@@ -274,13 +272,6 @@ impl Live {
             let watch: Watch = Arc::new(move || copy.problems());
             watches.lock().unwrap_or_else(PoisonError::into_inner).push(watch);
         }
-        let wakers = Wakers::default();
-        let workers = setup::workers(&config);
-        let (queue, feed, others) = LiveQueue::new(workers, QUEUE_TICKS, wakers.clone());
-        let on_entry = again(positions.clone(), batches.clone(), door.clone());
-        let feed = ResumeFeed::new(restore, tail, on_entry, feed);
-        let others = others.into_iter().map(|feed| Box::new(feed) as BoxedFeed);
-        let feeds = std::iter::once(Box::new(feed) as BoxedFeed).chain(others).collect();
         let snapshot_busy = snapshots.as_ref().map(Snapshots::busy);
         let decider = Decider {
             stage,
@@ -535,31 +526,6 @@ impl Live {
         }
         failure.map_or(Ok(summary), Err)
     }
-}
-
-/// Hears what becomes durable: the sources, and what is sent only then.
-fn told(positions: Positions, outputs: Option<&Outputs>) -> OnDurable {
-    let sender = outputs.map(|outputs| outputs.sender.clone());
-    Box::new(move |group| {
-        group.positions.iter().for_each(|position| positions.durable(position));
-        if let Some(sender) = &sender {
-            sender.durable(group.tick);
-        }
-        for receipt in group.receipts {
-            // Whoever does not wait any more does not mind.
-            let _ = receipt.send(());
-        }
-    })
-}
-
-/// What sources must know of the ticks that are made once more.
-fn again(positions: Positions, batches: Batches, door: Arc<Door>) -> OnEntry {
-    Box::new(move |entry| {
-        entry.positions.iter().for_each(|position| positions.durable(position));
-        batches.restore(entry.batches.iter().map(|key| (entry.tick, key.clone())).collect());
-        let newest = entry.reports.iter().map(|row| row.version.sequence + 1).max();
-        door.resume_sequence(newest.unwrap_or(0));
-    })
 }
 
 /// Requests to end the process.

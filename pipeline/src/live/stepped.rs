@@ -31,20 +31,19 @@ use omnify_sinks::journal::TickEntry;
 use omnify_sinks::serve::{Accepted, Board, Counters, Push as Body, PushError};
 use tokio::sync::oneshot;
 
-use super::batches::Batches;
+use super::entrance::{Entrance, told};
 use super::ingest::{DurableEnds, Ends, Ingest};
 use super::past::{Past, Place};
 use super::push::{Pending, Source};
-use super::{HistoryAt, Intake, QUEUE_CONTROLS, QUEUE_TICKS, board_config, executor, intake};
+use super::{HistoryAt, Intake, QUEUE_CONTROLS, QUEUE_TICKS, board_config, executor};
 use crate::clock::Clock;
 use crate::decode::Door;
 use crate::durable::{
     self, Gathering, Journal, JournalTick, LEDGER, Reached, Snapshots, Surroundings, Writing,
 };
-use crate::engine::feed::{LiveQueue, ResumeFeed};
 use crate::engine::{
-    BoxedFeed, Decider, Deciding, Execution, Made, Note, Recorder, Recording, Resume, SharedBook,
-    Wakers, Watches, Workers, start_workers,
+    Decider, Deciding, Execution, Made, Note, Recorder, Recording, Resume, SharedBook, Wakers,
+    Watches, Workers, start_workers,
 };
 use crate::kafka::Positions;
 use crate::setup::{self, Mode};
@@ -116,7 +115,7 @@ impl Stepped {
         let spec = Arc::new(setup::feature_spec(&config, Mode::Live)?);
         let door = Arc::new(Door::new(registry.clone(), setup::limits(&config)));
         let positions = Positions::default();
-        let told = super::told(positions.clone(), None);
+        let told = told(positions.clone(), None);
         let at = Some(HistoryAt::Below(history));
         let place = Place { disk: &disk, state: Some(&state), history: at, claimed: None };
         let past = Past::open(place, &config, &registry, &spec, &clock, told)?;
@@ -152,21 +151,11 @@ impl Stepped {
             journal_from: journal.keep_from(),
             copy: None,
         })?;
-        let (intake, arrivals) = intake::channel(config.engine.queue_events);
-        let batches = Batches::default();
-        batches.restore(engine.inputs.batches.clone());
-        door.resume_sequence(engine.inputs.sequence);
-        engine.inputs.positions.iter().for_each(|position| positions.durable(position));
-        intake.recover(recovering.is_some());
-
         let wakers = Wakers::default();
-        let workers = setup::workers(&config);
-        let (queue, feed, others) = LiveQueue::new(workers, QUEUE_TICKS, wakers.clone());
-        let on_entry = super::again(positions.clone(), batches.clone(), door.clone());
         let restored = restore.as_ref().map(|(tick, _)| *tick);
-        let feed = ResumeFeed::new(restore, tail, on_entry, feed);
-        let others = others.into_iter().map(|feed| Box::new(feed) as BoxedFeed);
-        let feeds = std::iter::once(Box::new(feed) as BoxedFeed).chain(others).collect();
+        let shared = (&door, &positions, &wakers);
+        let Entrance { intake, arrivals, batches, queue, feeds } =
+            Entrance::new(&config, shared, &engine.inputs, (restore, tail), recovering.is_some());
         let decided = Arc::<AtomicU64>::default();
         let snapshot_busy = snapshots.busy();
         let deciding = Deciding::new(Decider {
