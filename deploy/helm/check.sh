@@ -12,6 +12,8 @@ for processes in 1 3; do
   "$helm" template ads "$chart" --set "processes=$processes,workers=2" > "$out/$processes.yaml"
   [ -z "$kubeconform" ] || "$kubeconform" -strict -summary "$out/$processes.yaml"
 done
+"$helm" template ads "$chart" --set "envFrom[0].secretRef.name=omnify-s3" \
+  | grep -A2 "envFrom:" | grep -q "name: omnify-s3"
 # More processes than one need a number of workers, and the chart says so.
 if said="$("$helm" template ads "$chart" --set processes=2 2>&1)"; then
   echo "check: processes without workers were rendered" >&2

@@ -38,6 +38,9 @@ spec:
           --process {{ if eq .role "engine" }}0{{ else }}"$((${HOSTNAME##*-} + 1))"{{ end }}
           --hosts /etc/omnify/hosts
       {{- end }}
+      {{- with $values.envFrom }}
+      envFrom: {{- toYaml . | nindent 8 }}
+      {{- end }}
       ports:
         - {name: http, containerPort: 8080}
         {{- if gt $processes 1 }}
