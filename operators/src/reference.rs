@@ -149,7 +149,7 @@ pub fn reported(
     feeds: impl Fn(EntityId) -> Attribution,
 ) -> BTreeMap<Interval, [Option<Stats>; 2]> {
     let mut newest: BTreeMap<Interval, [Option<ReportVersion>; 2]> = BTreeMap::new();
-    for (tick, row) in rows {
+    for (_, row) in rows {
         let ReportKey { creative, start, end, attribution } = row.key;
         let cut = |(of, from, to): &Interval| {
             let meet = *of == creative && *from < end && start < *to;
@@ -163,7 +163,7 @@ pub fn reported(
             row.version.totals;
         let delivery = Stats { impressions, clicks, cost_micros, ..Stats::ZERO };
         let outcome = Stats { conversions, revenue_micros, ..Stats::ZERO };
-        let as_of = row.version.as_of.min(crate::model::us_of_tick(*tick));
+        let as_of = row.version.as_of;
         let said = [
             (!delivery.is_empty() || outcome.is_empty()).then_some(delivery),
             (attribution == feeds(creative)).then_some(outcome),

@@ -236,8 +236,9 @@ impl Trees {
         {
             return Err(Refusal::TooLate);
         }
-        let mut said = row.version;
-        said.as_of = said.as_of.min(self.times.now);
+        // Also where its time is ahead of ours, after a wall clock was set back: it is the platform's,
+        // and orders what the platform stated.
+        let said = row.version;
         let [delivery, outcome] = Fact::ALL.map(|fact| fact.of(&said.totals));
         let states = [!delivery.is_empty() || outcome.is_empty(), row.key.attribution == feeds];
         let mut node = match found {

@@ -68,6 +68,22 @@ fn a_statement_counts_once_however_often_it_comes() {
 }
 
 #[test]
+fn statements_of_the_platforms_future_keep_their_order() {
+    let (mut restate, ids) = restate(400);
+    let mut take = |ahead_us: i64, clicks| {
+        let mut row = row(ids[0], 1, 0, clicks);
+        row.version.as_of = us_of_tick(NOW) + ahead_us;
+        row.version.sequence = u64::from(ahead_us == 1);
+        let out = restate.apply(NOW, vec![row]);
+        out.events.iter().map(|event| event.delta.clicks).sum::<i64>()
+    };
+    // Our clock was set back meanwhile; the older statement arrives last.
+    assert_eq!(take(2, 5), 5);
+    assert_eq!(take(1, 9), 0);
+    assert_eq!(take(3, 7), 2);
+}
+
+#[test]
 fn conversions_of_one_window_count_and_delivery_of_any() {
     let (mut restate, ids) = restate(400);
     let mut take = |window: &str, as_of_hours: i64, impressions, conversions| {
