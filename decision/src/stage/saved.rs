@@ -43,11 +43,11 @@ impl Stage {
         let mut accounts: Vec<_> = self.accounts.iter().collect();
         accounts.sort_unstable_by_key(|(id, _)| **id);
         out.list(accounts.len(), accounts.into_iter());
-        let saved = |campaign: &'_ Campaign| {
-            let quote = self.book.quote(&campaign.info.key).cloned();
-            (campaign.info.id, campaign.memory.clone(), quote)
-        };
-        out.list(self.campaigns.end(), self.campaigns.slots().map(|slot| slot.map(saved)));
+        let campaigns = self.campaigns.slots().map(|slot| {
+            let campaign = slot?;
+            Some((campaign.info.id, &campaign.memory, self.book.quote(&campaign.info.key)))
+        });
+        out.list(self.campaigns.end(), campaigns);
         self.wear.save(&mut out);
         out.list(self.approvals.len(), self.approvals.iter());
         out.finish()

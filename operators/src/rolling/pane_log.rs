@@ -93,7 +93,6 @@ impl PaneLog {
                 changes.next();
                 continue;
             }
-            let before = at;
             let head = get_head(&self.bytes, &mut at);
             if *wanted == pane {
                 let have = get_stats(head.metrics, &self.bytes, &mut at) + *stats;
@@ -102,18 +101,16 @@ impl PaneLog {
                 }
                 changes.next();
             } else {
-                let metrics = at;
+                let behind_head = at;
                 skip(head.metrics, &self.bytes, &mut at);
-                rewritten.copy(pane, head, &self.bytes[before..at], metrics - before);
+                rewritten.copy(pane, head.metrics, &self.bytes[behind_head..at]);
             }
             pane = self.pane_at(at, pane);
         }
         if at < self.bytes.len() {
-            let before = at;
             let head = get_head(&self.bytes, &mut at);
-            let metrics = at - before;
             // The distances of all behind this one are as they were.
-            rewritten.copy(pane, head, &self.bytes[before..], metrics);
+            rewritten.copy(pane, head.metrics, &self.bytes[at..]);
             rewritten.last = self.last;
         }
         *self = rewritten;
@@ -128,14 +125,14 @@ impl PaneLog {
         }
     }
 
-    /// Appends `pane` and what follows it in `bytes`, whose first `metrics` say how far it is.
-    fn copy(&mut self, pane: i64, head: Head, bytes: &[u8], metrics: usize) {
+    /// Appends `pane`, whose metrics that are not zero are at the front of `bytes`, and what follows it.
+    fn copy(&mut self, pane: i64, metrics: u8, bytes: &[u8]) {
         if self.is_empty() {
             self.first = pane;
             self.last = pane - 1;
         }
-        put_head(&mut self.bytes, (pane - self.last) as u64, head.metrics);
-        self.bytes.extend_from_slice(&bytes[metrics..]);
+        put_head(&mut self.bytes, (pane - self.last) as u64, metrics);
+        self.bytes.extend_from_slice(bytes);
         self.last = pane;
     }
 
