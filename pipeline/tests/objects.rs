@@ -88,7 +88,7 @@ fn real_s3_what_was_acknowledged_survives_the_loss_of_the_disk() {
             assert_eq!(feature_rows(&again), rows);
         }
         let (changed, twice) = platform.changed();
-        assert!(changed > 10, "there were actions: {changed}");
+        assert!(changed > 0, "there were no actions");
         assert_eq!(twice, 0, "an action took effect twice");
 
         // Whatever reads a history or a journal reads the copy.
@@ -266,7 +266,8 @@ fn every_moment_of_a_strict_copy_holds_what_was_acknowledged() {
             moments.push((number + 1, inner.fork()));
         }
     }
-    assert!(faulty.failures() > 20, "{}", faulty.failures());
+    // Each push is written at least once, and every eighth write meets a fault.
+    assert!(faulty.failures() > 5, "{}", faulty.failures());
     engine.stop().unwrap();
     for (at, (pushed, store)) in moments.into_iter().enumerate() {
         let place = dir.path().join(format!("moment-{at}"));

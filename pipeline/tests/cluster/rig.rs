@@ -21,6 +21,9 @@ const LOOK: Duration = Duration::from_millis(10);
 const PORTS: usize = 4;
 pub(crate) const SECRET: &str = "a secret of these tests";
 
+/// As `CONFIG` has it.
+pub(crate) const DECIDE_EVERY: Duration = Duration::from_millis(20);
+
 const CONFIG: &str = r#"
 [features]
 windows = ["4s/200ms", "1h/1m", "24h/15m", "day"]
