@@ -98,7 +98,7 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
     let read = reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
     drop(source);
     let summary = live.stop()?;
-    let [to_tick, latency] = latencies(&options.dir, options.preload, &read)?;
+    let [to_tick, to_producer, latency] = latencies(&options.dir, options.preload, &read)?;
     let counters = &summary.counters;
     Ok(json!({
         "processes": options.processes,
@@ -109,6 +109,7 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
         "actions": read.len(),
         "actions_measured": latency.len(),
         "event_to_tick_ms": latency_ms(&to_tick),
+        "event_to_producer_ms": latency_ms(&to_producer),
         "event_to_action_ms": latency_ms(&latency),
         "events_in": counters.events_in,
         "sent": sender.sent,
@@ -283,8 +284,8 @@ impl Sender {
     }
 }
 
-/// When each action was read, and its tick.
-type Read = Vec<(Tick, i64)>;
+/// The tick of each action, and when it was handed to the producer and read, in µs.
+type Read = Vec<(Tick, i64, i64)>;
 
 fn read_actions(
     brokers: &str,
@@ -307,15 +308,16 @@ fn read_actions(
             let now_us = Clock::System.now() as i64 * 1_000;
             let action: Value = serde_json::from_slice(message.payload().unwrap_or_default())?;
             let tick = action["tick"].as_u64().context("an action without a tick")?;
-            read.push((tick, now_us));
+            let sent = message.timestamp().to_millis().context("an action without a time")?;
+            read.push((tick, sent * 1_000, now_us));
         }
         Ok(read)
     }))
 }
 
-/// From the oldest event of an action's tick to that tick and to the moment the action was read, in µs;
-/// ticks of the preload are left out.
-fn latencies(dir: &Path, preload: u64, read: &Read) -> anyhow::Result<[Histogram<u64>; 2]> {
+/// From the oldest event of an action's tick to that tick and to the moments at which the action was
+/// handed to the producer and was read, in µs; ticks of the preload are left out.
+fn latencies(dir: &Path, preload: u64, read: &Read) -> anyhow::Result<[Histogram<u64>; 3]> {
     let reader = JournalReader::open(&dir.join("state/journal"))?;
     let (mut oldest, mut events) = (HashMap::new(), 0_u64);
     for entry in reader.ticks(&Arc::new(Registry::utc()), None)? {
@@ -329,13 +331,13 @@ fn latencies(dir: &Path, preload: u64, read: &Read) -> anyhow::Result<[Histogram
     }
     let histogram = Histogram::new_with_bounds(1, 600_000_000, 3)
         .map_err(|error| anyhow::anyhow!("latency histogram: {error:?}"))?;
-    let mut both = [histogram.clone(), histogram];
-    for (tick, read_us) in read {
+    let mut all = [histogram.clone(), histogram.clone(), histogram];
+    for (tick, sent_us, read_us) in read {
         if let Some(first) = oldest.get(tick) {
-            for (histogram, until) in both.iter_mut().zip([us_of_tick(*tick), *read_us]) {
+            for (histogram, until) in all.iter_mut().zip([us_of_tick(*tick), *sent_us, *read_us]) {
                 histogram.saturating_record(u64::try_from(until - first).unwrap_or(1).max(1));
             }
         }
     }
-    Ok(both)
+    Ok(all)
 }

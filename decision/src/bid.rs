@@ -3,7 +3,7 @@
 //! The stage keeps one [`Quote`] per campaign and the rates of each creative in a [`BidBook`]. A
 //! book is a value: readers hold an `Arc` of one and answer from it without locks, while the stage
 //! works on the next. It is split into shards, each behind an `Arc`, so that a tick copies only the
-//! shards in which a quote changed.
+//! shards in which something changed.
 //!
 //! # Contract
 //! [`BidBook::answer`] is pure, never panics and never bids above the goal's cap; a paused or
@@ -108,19 +108,46 @@ impl Quote {
     }
 }
 
-/// Number of shards: a tick that changes one quote copies a 64th of the book.
-const SHARDS: usize = 64;
+/// Number of shards. Each tick that changes something copies the list of them and the shards it changes.
+const SHARDS: usize = 256;
 
-#[derive(Clone, Debug, Default)]
-struct Shard {
-    quotes: HashMap<EntityKey, Arc<Quote>>,
-    creatives: HashMap<EntityKey, Rates>,
+/// A map that is cheap to copy: the copies share the shards in which they do not differ.
+#[derive(Clone, Debug)]
+struct Sharded<T>(Vec<Arc<HashMap<EntityKey, T>>>);
+
+impl<T: Clone> Default for Sharded<T> {
+    fn default() -> Self {
+        Sharded(vec![Arc::default(); SHARDS])
+    }
+}
+
+impl<T: Clone> Sharded<T> {
+    fn get(&self, key: &EntityKey) -> Option<&T> {
+        self.0[shard_of(key)].get(key)
+    }
+
+    fn insert(&mut self, key: &EntityKey, value: T) {
+        Arc::make_mut(&mut self.0[shard_of(key)]).insert(key.clone(), value);
+    }
+
+    fn remove(&mut self, key: &EntityKey) {
+        let shard = &mut self.0[shard_of(key)];
+        if shard.contains_key(key) {
+            Arc::make_mut(shard).remove(key);
+        }
+    }
+}
+
+fn shard_of(key: &EntityKey) -> usize {
+    (key.stable_hash() % SHARDS as u64) as usize
 }
 
 /// Quotes of all campaigns as of a tick.
 #[derive(Clone, Debug)]
 pub struct BidBook {
-    shards: Vec<Arc<Shard>>,
+    /// Change nearly all the time, apart from what rarely does.
+    quotes: Sharded<Arc<Quote>>,
+    creatives: Sharded<Rates>,
     model: Option<Arc<ClickModel>>,
     tick: Tick,
     no_goal: Arc<str>,
@@ -129,16 +156,13 @@ pub struct BidBook {
 impl Default for BidBook {
     fn default() -> Self {
         BidBook {
-            shards: vec![Arc::default(); SHARDS],
+            quotes: Sharded::default(),
+            creatives: Sharded::default(),
             model: None,
             tick: 0,
             no_goal: Arc::from(""),
         }
     }
-}
-
-fn shard_of(key: &EntityKey) -> usize {
-    (key.stable_hash() % SHARDS as u64) as usize
 }
 
 impl BidBook {
@@ -149,7 +173,7 @@ impl BidBook {
 
     /// The quote of a campaign.
     pub fn quote(&self, campaign: &EntityKey) -> Option<&Quote> {
-        self.shards[shard_of(campaign)].quotes.get(campaign).map(Arc::as_ref)
+        self.quotes.get(campaign).map(Arc::as_ref)
     }
 
     /// Answers a bid for a context.
@@ -210,7 +234,7 @@ impl BidBook {
             let time = omnify_operators::model::us_of_tick(self.tick);
             return model.predict(&Context::at(key, time, None));
         }
-        self.shards[shard_of(key)].creatives.get(key).copied().unwrap_or(quote.rates)
+        self.creatives.get(key).copied().unwrap_or(quote.rates)
     }
 
     pub(crate) fn set_tick(&mut self, tick: Tick) {
@@ -223,32 +247,24 @@ impl BidBook {
 
     /// Publishes a campaign's quote; does nothing when it is unchanged.
     pub(crate) fn set_quote(&mut self, campaign: &EntityKey, quote: Quote) {
-        let shard = &mut self.shards[shard_of(campaign)];
-        if shard.quotes.get(campaign).is_none_or(|known| **known != quote) {
-            Arc::make_mut(shard).quotes.insert(campaign.clone(), Arc::new(quote));
+        if self.quote(campaign) != Some(&quote) {
+            self.quotes.insert(campaign, Arc::new(quote));
         }
     }
 
     /// Forgets a campaign without a goal.
     pub(crate) fn remove(&mut self, campaign: &EntityKey) {
-        let shard = &mut self.shards[shard_of(campaign)];
-        if shard.quotes.contains_key(campaign) {
-            Arc::make_mut(shard).quotes.remove(campaign);
-        }
+        self.quotes.remove(campaign);
     }
 
     /// Forgets a creative.
     pub(crate) fn remove_creative(&mut self, creative: &EntityKey) {
-        let shard = &mut self.shards[shard_of(creative)];
-        if shard.creatives.contains_key(creative) {
-            Arc::make_mut(shard).creatives.remove(creative);
-        }
+        self.creatives.remove(creative);
     }
 
     /// Publishes a creative's rates.
     pub(crate) fn set_creative(&mut self, creative: &EntityKey, rates: Rates) {
-        let shard = &mut self.shards[shard_of(creative)];
-        Arc::make_mut(shard).creatives.insert(creative.clone(), rates);
+        self.creatives.insert(creative, rates);
     }
 }
 

@@ -1,5 +1,6 @@
 //! The command line: arguments, configuration layers, output and exit codes.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -141,7 +142,10 @@ impl Cli {
 
 /// Prints an error; gives its exit code.
 pub(crate) fn fail(error: &anyhow::Error, json: bool) -> u8 {
-    eprintln!("error: {error:#}");
+    // In one piece: other threads may be writing too, such as those whose connections ended with it.
+    let line = format!("error: {error:#}\n");
+    // Where nobody listens the exit code still tells.
+    let _ = std::io::stderr().write_all(line.as_bytes());
     if json {
         println!("{}", serde_json::json!({ "error": format!("{error:#}") }));
     }

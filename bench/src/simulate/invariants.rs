@@ -47,8 +47,9 @@ pub(super) fn check(world: &World) -> anyhow::Result<()> {
 /// Looks at what the stage has just decided to do.
 pub(super) fn actions(world: &mut World, actions: &[Action]) -> anyhow::Result<()> {
     for action in actions {
-        // 7: an id means one thing, in every life.
-        let what = format!("{} at {}: {:?}", action.owner, action.tick, action.desired);
+        // 7: an id means one thing, in every life. Not one tick: an approval that a power loss took is
+        // given again, and carries the same proposal out at another.
+        let what = format!("{}: {:?}", action.owner, action.desired);
         let known = world.shadow.actions.entry(action.id).or_insert_with(|| what.clone());
         ensure!(*known == what, "{} is {known}, and {what}", action.id);
         // 5 and 8: within what the goals allow, whichever of them covers the owner.

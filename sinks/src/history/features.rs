@@ -8,7 +8,7 @@ use arrow::array::{
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use omnify_operators::model::{
-    EventTime, FeatureRow, PaneRow, RegistryView, Stats, Tick, WindowSpec,
+    EntityId, EventTime, FeatureRow, PaneRow, RegistryView, Stats, Tick, WindowSpec,
 };
 
 use super::buffer::{Buffer, Context, batch};
@@ -83,23 +83,24 @@ impl FeatureBuffer {
 
     /// Positions by (window, window end, entity order, key): the order of the file.
     fn order(&self, view: &mut RegistryView) -> Vec<u32> {
-        let mut order: Vec<u32> = (0..self.window.len() as u32).collect();
-        let key = |at: &u32| {
-            let at = *at as usize;
-            (self.window[at], self.window_end[at], self.order[at])
+        // One number to compare; the ends of a partition lie within a day.
+        let first = self.window_end.iter().copied().min().unwrap_or_default();
+        let key = |at: usize| {
+            let end = u64::try_from(self.window_end[at].saturating_sub(first)).unwrap_or_default();
+            let place = u64::from(self.window[at]) << 56 | end & (u64::MAX >> 8);
+            u128::from(place) << 64 | u128::from(self.order[at])
         };
+        let mut rows: Vec<(u128, u32)> =
+            (0..self.window.len()).map(|at| (key(at), at as u32)).collect();
         // Rows mostly arrive in runs of this order, which the stable sort merges.
-        order.sort_by(|a, b| {
-            key(a).cmp(&key(b)).then_with(|| {
-                let (a, b) = (self.entity[*a as usize], self.entity[*b as usize]);
-                if a == b {
-                    return std::cmp::Ordering::Equal;
-                }
-                let a = view.info(omnify_operators::model::EntityId(a)).key.clone();
-                a.cmp(&view.info(omnify_operators::model::EntityId(b)).key)
-            })
-        });
-        order
+        rows.sort_by_key(|(key, _)| *key);
+        // Entities whose hashes are equal go by their keys.
+        for equal in rows.chunk_by_mut(|(a, _), (b, _)| a == b).filter(|equal| equal.len() > 1) {
+            equal.sort_by_cached_key(|(_, at)| {
+                view.info(EntityId(self.entity[*at as usize])).key.clone()
+            });
+        }
+        rows.into_iter().map(|(_, at)| at).collect()
     }
 }
 
@@ -120,7 +121,7 @@ impl Starts<'_> {
         match self.windows.get(usize::from(window)) {
             Some(WindowSpec::Hop { width, .. }) => end.saturating_sub(width.us()),
             _ => {
-                let zone = view.info(omnify_operators::model::EntityId(entity)).time_zone.clone();
+                let zone = view.info(EntityId(entity)).time_zone.clone();
                 let key = (Arc::as_ptr(&zone) as usize, end);
                 *self.days.entry(key).or_insert_with(|| day_start(&zone, end))
             }
