@@ -115,6 +115,38 @@ fn real_s3_what_was_acknowledged_survives_the_loss_of_the_disk() {
     }
 }
 
+/// A disk that takes nothing more ends the engine, also while actions wait for the copy of what is not
+/// on it; what was acknowledged is there.
+#[test]
+fn a_disk_that_refuses_ends_a_strict_engine() {
+    let address = addresses("refused").swap_remove(0);
+    let platform = Platform::start();
+    let sets = [
+        "state.acknowledge=mirror".to_owned(),
+        format!("state.remote={address}"),
+        "state.snapshot_every=1h".to_owned(),
+        "state.journal_segment=1MiB".to_owned(),
+        "state.disk_patience=1s".to_owned(),
+    ];
+    let home = Home::new(&platform, &sets);
+    // Only the journal grows so far.
+    let mut life = home.live_where_files_end_at(128);
+    let mut sent = 0;
+    while let Ok((StatusCode::ACCEPTED, _)) = home.push(&life, sent) {
+        sent += 1;
+    }
+    assert!(platform.changed().0 > 0, "there were no actions");
+    assert_eq!(life.code(), Some(4), "{}", life.said());
+    assert!(life.said().contains("the journal cannot be written"), "{}", life.said());
+    fs::remove_dir_all(home.path("omnify-data")).unwrap();
+    let mut life = home.live(&[]);
+    home.stop(&mut life);
+    let answer = home.answer(&["replay", &address, "--verify", "--workers", "2"]);
+    assert_eq!(answer["identical"], true, "{answer}");
+    // What was on its way may have got there.
+    assert!(answer["events_in"].as_u64() >= Some(10 * sent as u64), "{sent} batches: {answer}");
+}
+
 /// With `acknowledge = "disk"` the last moment may be lost, but what is there fits together, and an
 /// action that may have left is looked up before anything is sent.
 #[test]

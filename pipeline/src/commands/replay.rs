@@ -123,7 +123,7 @@ impl Offline {
             book: Arc::new(RwLock::default()),
             decided: Arc::default(),
             clock: Clock::manual(0),
-            journal: None,
+            durable: Vec::new(),
             snapshots: None,
             outputs: None,
             watches: Watches::default(),

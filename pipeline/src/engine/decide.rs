@@ -63,8 +63,9 @@ pub struct Decider {
     pub decided: Arc<AtomicU64>,
     /// For the lag of ticks.
     pub clock: Clock,
-    /// The journal: an action leaves when its tick is there.
-    pub journal: Option<Arc<Reached>>,
+    /// What is to hold a tick before its actions leave: the journal, and a copy of it that is waited
+    /// for. Where one of them has ended the engine does too.
+    pub durable: Vec<Arc<Reached>>,
     /// Takes snapshots.
     pub snapshots: Option<Snapshots>,
     /// Features and alerts for Kafka.
@@ -280,7 +281,7 @@ impl Deciding {
         let dead = self.account(tick, parts, &note, &output);
         if let Some(outputs) = &mut self.decider.outputs {
             outputs.tick(&frame, &self.summary.counters);
-            if self.decider.journal.is_none() {
+            if self.decider.durable.is_empty() {
                 outputs.sender.durable(tick);
             }
         }
@@ -416,7 +417,7 @@ impl Deciding {
     /// it. False when it never will.
     fn hand_over(&self, tick: Tick, actions: &[Action]) -> bool {
         let (false, Some(_)) = (actions.is_empty(), &self.decider.execution) else { return true };
-        if self.decider.journal.as_ref().is_some_and(|journal| !journal.wait(tick)) {
+        if !self.decider.durable.iter().all(|holder| holder.wait(tick)) {
             return false;
         }
         self.submit(actions);

@@ -283,8 +283,7 @@ impl Live {
             book: book.clone(),
             decided: decided.clone(),
             clock: clock.clone(),
-            // An action leaves when its tick is where what is acknowledged must be.
-            journal: acknowledged.or(durable),
+            durable: durable.into_iter().chain(acknowledged).collect(),
             snapshots,
             outputs,
             watches: watches.clone(),

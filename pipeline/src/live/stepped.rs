@@ -168,7 +168,7 @@ impl Stepped {
             book: SharedBook::new(RwLock::default()),
             decided: decided.clone(),
             clock: clock.clone(),
-            journal: Some(durable.clone()),
+            durable: vec![durable.clone()],
             snapshots: Some(snapshots),
             outputs: None,
             watches: Watches::default(),

@@ -90,7 +90,7 @@ pub(crate) struct Caller {
 
 impl Caller {
     pub(crate) fn new() -> Caller {
-        let client = Client::builder().no_proxy().build().unwrap();
+        let client = Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
         Caller { runtime: Runtime::new().unwrap(), client }
     }
 
@@ -153,6 +153,18 @@ pub(crate) struct Life {
 }
 
 impl Life {
+    /// Waits for the end; the exit code.
+    pub(crate) fn code(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "it does not end: {}", self.said());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Everything on stderr so far.
     pub(crate) fn said(&self) -> String {
         self.said.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
@@ -203,6 +215,20 @@ impl Home {
         sets.iter().for_each(|set| {
             command.args(["--set", set]);
         });
+        self.start(command)
+    }
+
+    /// Starts it where no file may become longer than so many blocks of 512 bytes.
+    pub(crate) fn live_where_files_end_at(&self, blocks: u32) -> Life {
+        let run = self.command(&["run", "-c", "omnify.toml"]);
+        let mut command = Command::new("sh");
+        command.current_dir(self.dir.path()).stdin(Stdio::null()).arg("-c");
+        command.arg(format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\""));
+        command.arg(run.get_program()).args(run.get_args());
+        self.start(command)
+    }
+
+    fn start(&self, mut command: Command) -> Life {
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
