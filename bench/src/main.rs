@@ -107,8 +107,9 @@ enum Command {
         /// The program; that beside this one by default.
         #[arg(long)]
         omnify: Option<PathBuf>,
-        /// What happens in the rounds, with commas: kill, start, disk-full, clock, broker, rebalance.
-        /// All that can be made here by default; a round of what cannot is counted as not run.
+        /// What happens in the rounds, with commas: kill, start, disk-full, disk-lost,
+        /// clock, broker, rebalance. All that can be made here by default; a round of what cannot is
+        /// counted as not run.
         #[arg(long, value_delimiter = ',')]
         faults: Option<Vec<Fault>>,
         /// A broker, HOST:PORT: events come from a topic as well, everything goes out to topics.
@@ -118,6 +119,11 @@ enum Command {
         /// started there, and stopped at the end.
         #[arg(long)]
         kafka_dir: Option<PathBuf>,
+        /// The engine keeps a copy below this address, and its disk is lost now and then: file://NAME
+        /// (in the run's folder) or s3://BUCKET/PREFIX, with credentials from the environment, at
+        /// OMNIFY_S3_ENDPOINT if it is set. A copy on S3 is left there.
+        #[arg(long)]
+        remote: Option<String>,
         /// Keeps everything in this new folder.
         #[arg(long)]
         keep: Option<PathBuf>,
@@ -285,6 +291,7 @@ fn main() -> ExitCode {
             faults,
             kafka,
             kafka_dir,
+            remote,
             keep,
         } => {
             crash::in_own_namespace();
@@ -292,12 +299,19 @@ fn main() -> ExitCode {
                 let kafka = (kafka.is_some() || kafka_dir.is_some())
                     .then_some(crash::BrokerOptions { address: kafka, dir: kafka_dir });
                 let answer = if processes == 1 {
-                    let options = crash::Options { rounds, seed, omnify, faults, kafka, keep };
-                    crash::run(&options)?
+                    crash::run(&crash::Options {
+                        rounds,
+                        seed,
+                        omnify,
+                        faults,
+                        kafka,
+                        remote,
+                        keep,
+                    })?
                 } else {
                     anyhow::ensure!(
-                        faults.is_none() && kafka.is_none(),
-                        "--faults and --kafka are for one process"
+                        faults.is_none() && kafka.is_none() && remote.is_none(),
+                        "--faults, --kafka and --remote are for one process"
                     );
                     crash::cluster::run(&crash::cluster::Options {
                         rounds,

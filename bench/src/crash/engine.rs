@@ -13,6 +13,8 @@ use super::sender;
 
 /// What a slow machine may take; nothing waits for so long when all is well.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+/// What the lives of one process write.
+const LOG: &str = "log";
 /// How often it is looked whether something has come about.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -27,6 +29,8 @@ pub(super) struct Home {
     address: SocketAddr,
     /// Folder of state and history, in `dir`.
     data: String,
+    /// Settings of every life, beside its configuration.
+    sets: Vec<String>,
     /// Environment of every life.
     environment: Vec<(&'static str, OsString)>,
 }
@@ -36,10 +40,11 @@ impl Home {
     pub(super) fn new(dir: PathBuf, omnify: &Path, config: &str) -> anyhow::Result<Home> {
         let omnify = omnify.canonicalize()?;
         std::fs::write(dir.join("omnify.toml"), config)?;
+        File::create(dir.join(LOG))?;
         // A port that is free now, and stays ours over all lives unless somebody takes it.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let data = "omnify-data".to_owned();
-        Ok(Home { dir, omnify, address, data, environment: Vec::new() })
+        Ok(Home { dir, omnify, address, data, sets: Vec::new(), environment: Vec::new() })
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -60,6 +65,11 @@ impl Home {
         data.clone_into(&mut self.data);
     }
 
+    /// Sets `path.to.key=value` in every life.
+    pub(super) fn set(&mut self, set: impl Into<String>) {
+        self.sets.push(set.into());
+    }
+
     /// Sets a variable of the environment of every life.
     pub(super) fn set_environment(&mut self, name: &'static str, value: impl AsRef<OsStr>) {
         self.environment.push((name, value.as_ref().to_owned()));
@@ -67,7 +77,7 @@ impl Home {
 
     /// Starts the engine.
     pub(super) fn live(&self, workers: u32) -> anyhow::Result<Life> {
-        self.spawn("log", &["--set".into(), format!("engine.workers={workers}")])
+        self.spawn(LOG, &["--set".into(), format!("engine.workers={workers}")])
     }
 
     /// Starts a process of the engine with further arguments, which writes to the file `log`.
@@ -80,6 +90,7 @@ impl Home {
             .arg(format!("http.listen={}", self.address))
             .args(["--set", &format!("state.dir={}/state", self.data)])
             .args(["--set", &format!("history.dir={}/history", self.data)])
+            .args(self.sets.iter().flat_map(|set| ["--set", set]))
             .args(arguments)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
@@ -114,7 +125,7 @@ impl Home {
 
     /// How many lines of the log hold `text`.
     pub(super) fn logged(&self, text: &str) -> anyhow::Result<usize> {
-        let log = std::fs::read_to_string(self.path("log"))?;
+        let log = std::fs::read_to_string(self.path(LOG))?;
         Ok(log.lines().filter(|line| line.contains(text)).count())
     }
 }

@@ -6,13 +6,15 @@
 //! A sender pushes numbered events under idempotency keys and sends a body again until it is
 //! acknowledged. A platform of our own takes the actions and writes down every call. With a broker,
 //! numbered events come from a topic as well, actions go to another, and so do features and alerts, in
-//! transactions.
+//! transactions. With a copy on an object store, in which everything is before it is acknowledged, the
+//! disk is lost now and then: state and history are gone, and the next start restores them.
 //!
 //! | file | duty |
 //! |---|---|
 //! | `engine` | the program as a process, over many lives at one place |
 //! | `faults`, `rounds` | what happens in a round |
 //! | `disk` | a disk that is full for a while |
+//! | `copy` | a copy on an object store, and the loss of the disk |
 //! | `clock` | a wall clock that steps |
 //! | `sender`, `platform` | events over HTTP, actions over HTTP |
 //! | `broker`, `stream`, `member`, `outputs` | Kafka: the broker, events, a second group member, what comes out |
@@ -20,7 +22,8 @@
 //! | `compare` | what must hold at the end |
 //! | `cluster` | the same over several processes, any of which is lost |
 //!
-//! After the last round the engine is stopped in order, and compared:
+//! After the last round the engine is stopped in order, and compared (with a copy, what is compared was
+//! restored from it once more):
 //!
 //! - every event sent is in the history once (each carries its number as its cost; those that could be
 //!   told apart by an id as well mostly have none), and nothing is a dead letter;
@@ -34,6 +37,7 @@ mod broker;
 mod clock;
 pub mod cluster;
 mod compare;
+mod copy;
 mod disk;
 mod engine;
 mod faults;
@@ -83,6 +87,9 @@ pub struct Options {
     pub faults: Option<Vec<Fault>>,
     /// The broker, if there is to be one.
     pub kafka: Option<BrokerOptions>,
+    /// Below which address copies are kept, if there are to be any; `file://NAME` is in the run's
+    /// folder.
+    pub remote: Option<String>,
     /// Where everything is kept (a new folder); a temporary one, removed when all is well, by
     /// default.
     pub keep: Option<PathBuf>,
@@ -116,6 +123,9 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
         }
     };
     let mut home = Home::new(dir, &options.omnify, &format!("{CONFIG}{outwards}"))?;
+    if let Some(remote) = &options.remote {
+        copy::install(&mut home, remote)?;
+    }
     let mut impossible = BTreeMap::new();
     let wanted = wanted(options, kafka.as_ref());
     let clock = match wanted.contains(&Fault::Clock) {
@@ -127,6 +137,10 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
     if wanted.contains(&Fault::DiskFull) && !SmallDisk::is_possible() {
         let why = "nothing can be mounted here: run it as root, or let users have name spaces";
         impossible.insert(Fault::DiskFull, why.to_owned());
+    }
+    if wanted.contains(&Fault::DiskLost) && options.remote.is_none() {
+        let why = "there is no copy to restore from: pass --remote ADDRESS";
+        impossible.insert(Fault::DiskLost, why.to_owned());
     }
     for fault in wanted.iter().filter(|fault| fault.needs_kafka()) {
         let why = match &kafka {
@@ -159,6 +173,7 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
         tally: Tally::default(),
         phases: Phases::default(),
         starts: Vec::new(),
+        lost: false,
     };
     let mut run = 0;
     for (at, fault) in rounds.into_iter().enumerate() {
@@ -171,7 +186,7 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
     }
     let not_run: BTreeMap<&str, String> =
         impossible.into_iter().map(|(fault, why)| (fault.name(), why)).collect();
-    let ended = end(around, stream, run)?;
+    let ended = end(around, stream, run, options.remote.is_some())?;
     if let (Some(dir), true) =
         (temporary, ended["identical"] == true && ended["actions_twice"] == 0)
     {
@@ -188,13 +203,20 @@ fn wanted(options: &Options, kafka: Option<&Broker>) -> Vec<Fault> {
     let here = |fault: &Fault| match fault {
         Fault::Broker => kafka.is_some_and(Broker::is_ours_to_kill),
         Fault::Rebalance => kafka.is_some(),
+        Fault::DiskLost => options.remote.is_some(),
+        Fault::Clock => !options.remote.as_deref().is_some_and(copy::wants_the_time),
         _ => true,
     };
     options.faults.clone().unwrap_or_else(|| Fault::ALL.into_iter().filter(here).collect())
 }
 
 /// The last life, in which everything is taken in and which is stopped in order; and the comparison.
-fn end(mut around: Surroundings, stream: Option<Stream>, rounds: u64) -> anyhow::Result<Value> {
+fn end(
+    mut around: Surroundings,
+    stream: Option<Stream>,
+    rounds: u64,
+    has_copy: bool,
+) -> anyhow::Result<Value> {
     if let Some((_, member)) = &around.kafka {
         member.leave();
     }
@@ -213,6 +235,12 @@ fn end(mut around: Surroundings, stream: Option<Stream>, rounds: u64) -> anyhow:
         until("the group is not told of the end", || outputs::offsets_are_at_the_end(broker))?;
     }
     life.stop()?;
+    if has_copy {
+        copy::lose(&around.home.data())?;
+        let mut restored = around.home.live(1)?;
+        around.starts.push(restored.until_ready()?);
+        restored.stop()?;
+    }
 
     let home = &around.home;
     let history = home.history()?;
@@ -250,6 +278,7 @@ fn end(mut around: Surroundings, stream: Option<Stream>, rounds: u64) -> anyhow:
         "answered_busy": sent.refused,
         "faults": around.tally.json(),
         "kills_in": around.phases.json(),
+        "restores": home.logged(copy::RESTORING)?,
         "merges": home.logged("small files of the history merged")?,
         "start_ms_median": start_ms(around.starts.len() / 2),
         "start_ms_max": start_ms(around.starts.len() - 1),

@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 pub(super) struct Phases {
     /// A start: recovery, or before it.
     pub(super) start: u64,
+    /// A restore from the copy.
+    pub(super) restore: u64,
     /// A snapshot without its manifest.
     pub(super) snapshot: u64,
     /// New files of the history, or its manifest.
@@ -47,10 +49,11 @@ impl Phases {
     }
 
     pub(super) fn json(&self) -> Value {
-        let Phases { start, snapshot, commit, merge, journal, action_call, rebalance } = self;
+        let Phases { start, restore, snapshot, commit, merge, journal, action_call, rebalance } =
+            self;
         json!({
-            "start": start, "snapshot": snapshot, "history_commit": commit, "history_merge": merge,
-            "journal_segment": journal, "action_call": action_call, "rebalance": rebalance,
+            "start": start, "restore": restore, "snapshot": snapshot, "history_commit": commit,
+            "history_merge": merge, "journal_segment": journal, "action_call": action_call, "rebalance": rebalance,
         })
     }
 }

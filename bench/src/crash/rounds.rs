@@ -8,6 +8,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 
 use super::broker::Broker;
 use super::clock::{STEP_S, SteppingClock};
+use super::copy;
 use super::disk::SmallDisk;
 use super::engine::{Home, Life, Start, until};
 use super::faults::{Fault, Tally};
@@ -20,6 +21,8 @@ use super::sender::Sender;
 pub(super) const LIFE_MAX: Duration = Duration::from_millis(900);
 /// Longest time into a start until it is killed.
 const START_MAX: Duration = Duration::from_millis(400);
+/// Longest time into a restore until it is killed.
+const RESTORE_MAX: Duration = Duration::from_millis(100);
 /// Longest time that a disk is full, where it is to get room again before the engine gives up
 /// (`state.disk_patience` of the harness).
 const FULL_MAX: Duration = Duration::from_millis(1_500);
@@ -31,6 +34,8 @@ const AWAY_MAX: Duration = Duration::from_secs(1);
 const REBALANCE_MAX: Duration = Duration::from_secs(4);
 /// The exit code of an engine that cannot write (README.md).
 const OUTPUT: i32 = 4;
+/// What the engine's log says when a start has come to its end.
+const STARTED: &str = "started version=";
 /// What the engine's log says of every rebalance.
 const MOVED: &str = "the consumer group moved partitions";
 
@@ -45,6 +50,8 @@ pub(super) struct Surroundings {
     pub(super) tally: Tally,
     pub(super) phases: Phases,
     pub(super) starts: Vec<Duration>,
+    /// The disk was lost, and no start has restored it to the end yet.
+    pub(super) lost: bool,
 }
 
 impl Surroundings {
@@ -54,6 +61,7 @@ impl Surroundings {
             Fault::Kill => self.kill_round(),
             Fault::Start => self.start_round(),
             Fault::DiskFull => self.disk_round(),
+            Fault::DiskLost => self.lost_round(),
             Fault::Clock => self.clock_round(),
             Fault::Broker => self.broker_round(),
             Fault::Rebalance => self.rebalance_round(),
@@ -67,6 +75,7 @@ impl Surroundings {
     pub(super) fn start(&mut self) -> anyhow::Result<Life> {
         let mut life = self.home.live(self.rng.gen_range(1..=2))?;
         self.starts.push(life.until_ready()?);
+        self.lost = false;
         if let Some(clock) = &self.clock {
             clock.check(&life.status()?)?;
         }
@@ -95,17 +104,24 @@ impl Surroundings {
     }
 
     fn start_round(&mut self) -> anyhow::Result<()> {
+        // It is not asked: it takes connections long before it answers.
+        let before = self.home.logged(STARTED)?;
         let mut life = self.home.live(self.rng.gen_range(1..=2))?;
         self.sleep(START_MAX);
-        let is_ready = life.get("/readyz").is_ok_and(|(status, _)| status == 200);
         life.kill()?;
-        self.phases.start += u64::from(!is_ready);
+        self.phases.start += u64::from(self.home.logged(STARTED)? == before);
+        self.phases.restore += u64::from(copy::is_restoring(&self.home.data()));
         self.tally.add(Fault::Start, "run");
         Ok(())
     }
 
     /// The engine moves to a small disk, which fills up, and back.
     fn disk_round(&mut self) -> anyhow::Result<()> {
+        if self.lost {
+            // How small the disk is follows from what is there.
+            let mut life = self.start()?;
+            self.kill(&mut life)?;
+        }
         let usual = self.home.data();
         let disk = SmallDisk::holding(&usual, self.home.path("small"))?;
         self.home.moved_to("small");
@@ -169,6 +185,56 @@ impl Surroundings {
     fn goes_on(&self) -> anyhow::Result<()> {
         let before = self.sender.acknowledged();
         until("nothing is acknowledged", || Ok(self.sender.acknowledged() > before))
+    }
+
+    /// The disk is lost after the kill. What follows is a restore: the next start of this round or of
+    /// another, or several, of which all but the last are killed.
+    fn lost_round(&mut self) -> anyhow::Result<()> {
+        let mut life = self.start()?;
+        self.sleep(LIFE_MAX);
+        self.kill(&mut life)?;
+        self.lose()?;
+        let went = match self.rng.gen_range(0..4) {
+            0 => "left_empty",
+            1 => {
+                self.restore_in_part()?;
+                "left_restored_in_part"
+            }
+            2 => {
+                self.restore_in_part()?;
+                self.lose()?;
+                "lost_again_while_restoring"
+            }
+            _ => {
+                let mut life = self.start()?;
+                self.goes_on()?;
+                self.sleep(LIFE_MAX);
+                self.kill(&mut life)?;
+                "restored_and_went_on"
+            }
+        };
+        self.tally.add(Fault::DiskLost, "run");
+        self.tally.add(Fault::DiskLost, went);
+        Ok(())
+    }
+
+    /// State and history are gone.
+    fn lose(&mut self) -> anyhow::Result<()> {
+        self.lost = true;
+        copy::lose(&self.home.data())
+    }
+
+    /// Starts, and kills in the middle of the restore unless that is faster.
+    fn restore_in_part(&mut self) -> anyhow::Result<()> {
+        let (mut life, data) = (self.home.live(self.rng.gen_range(1..=2))?, self.home.data());
+        until("no restore begins", || {
+            ensure!(life.ended()?.is_none(), "it ended by itself: {}", life.tail());
+            Ok(copy::has_begun(&data))
+        })?;
+        self.sleep(RESTORE_MAX);
+        life.kill()?;
+        self.phases.restore += u64::from(copy::is_restoring(&data));
+        Ok(())
     }
 
     fn clock_round(&mut self) -> anyhow::Result<()> {
