@@ -4,6 +4,7 @@
 #![cfg(unix)]
 
 mod objects_support;
+mod support;
 
 use std::fs;
 use std::net::TcpListener;
@@ -15,7 +16,10 @@ use std::time::Duration;
 
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
-use objects_support::{Caller, Home, Platform, addresses, feature_rows, json_of, run};
+use objects_support::{
+    Platform, addresses, answer, command, home, live_where_files_end_at, lose, until_mirrored,
+    until_problem,
+};
 use omnify_config::{Checked, Layers};
 use omnify_pipeline::clock::Clock;
 use omnify_pipeline::durable::{MirrorOptions, restore_if_empty};
@@ -24,22 +28,15 @@ use omnify_sinks::objects::Remote;
 use omnify_sinks::objects::faults::{FaultyStore, Rates};
 use reqwest::StatusCode;
 use serde_json::json;
+use support::{Caller, feature_rows, json_of, until};
 use tokio::runtime::Runtime;
-
-/// Pushes until `sent` batches are acknowledged.
-fn push_all(home: &Home, life: &objects_support::Life, from: usize, to: usize) {
-    for number in from..to {
-        let (status, answer) = home.push(life, number).unwrap();
-        assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
-    }
-}
 
 #[test]
 fn real_s3_what_was_acknowledged_survives_the_loss_of_the_disk() {
     for address in addresses("lost") {
         let platform = Platform::start();
         let sets = ["state.acknowledge=mirror".to_owned(), format!("state.remote={address}")];
-        let home = Home::new(&platform, &sets);
+        let home = home(&platform, &sets);
         let mut sent = 0;
         for lives in 0..4 {
             if lives == 2 {
@@ -53,63 +50,57 @@ fn real_s3_what_was_acknowledged_survives_the_loss_of_the_disk() {
                 fs::write(state.join("mirror.json"), mark.to_string()).unwrap();
             }
             let workers = format!("engine.workers={}", 1 + lives % 2);
-            let mut life = home.live(&[&workers]);
+            let mut life = home.live(&["--set", &workers]);
+            let base = life.base();
             if sent > 0 {
-                home.until_in(&life, 10 * sent as u64);
+                home.until_in(&base, 10 * sent);
                 // What was acknowledged is not taken again.
-                let (status, answer) = home.push(&life, sent - 1).unwrap();
-                assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
-                assert_eq!(answer["accepted"], 10, "{answer}");
+                home.push(&base, sent - 1);
             }
-            push_all(&home, &life, sent, sent + 25);
+            (sent..sent + 25).for_each(|number| home.push(&base, number));
             sent += 25;
-            // SIGKILL: no handler runs, no buffer is written. Then the disk is gone.
-            life.child.kill().unwrap();
-            life.child.wait().unwrap();
-            fs::remove_dir_all(home.path("omnify-data")).unwrap();
+            lose(&home, &mut life);
         }
         let mut life = home.live(&[]);
-        let status = home.until_in(&life, 10 * sent as u64);
-        assert_eq!(status["conservation"]["holds"], true, "{status}");
-        assert_eq!(status["counters"]["dead_letters"], json!({}), "{status}");
-        home.stop(&mut life);
+        home.until_in(&life.base(), 10 * sent);
+        life.stop();
 
         // The record replays to itself: decisions, and every closed row, on any number of workers.
         let history = home.history();
         // How many rows there are depends on how many minutes ended meanwhile, if any.
-        let rows = feature_rows(&history);
+        let rows = feature_rows(&history, u64::MAX);
         for (workers, place) in [("1", history.display().to_string()), ("2", address.clone())] {
-            let again = home.path(&format!("again-{workers}"));
-            let out = again.to_str().unwrap();
-            let answer =
-                home.answer(&["replay", &place, "--verify", "--workers", workers, "--out", out]);
-            assert_eq!(answer["identical"], true, "{answer}");
-            assert_eq!(answer["events_in"], 10 * sent, "{answer}");
-            assert_eq!(feature_rows(&again), rows);
+            let folder = home.path(&format!("again-{workers}"));
+            let out = folder.to_str().unwrap();
+            let replay = ["replay", &place, "--verify", "--workers", workers, "--out", out];
+            let again = answer(&home, &replay);
+            assert_eq!(again["identical"], true, "{again}");
+            assert_eq!(again["events_in"], 10 * sent, "{again}");
+            assert_eq!(feature_rows(&folder, u64::MAX), rows);
         }
         let (changed, twice) = platform.changed();
         assert!(changed > 0, "there were no actions");
         assert_eq!(twice, 0, "an action took effect twice");
 
         // Whatever reads a history or a journal reads the copy.
-        let listed = home.answer(&["history", "ls", &address]);
+        let listed = answer(&home, &["history", "ls", &address]);
         assert_eq!(listed["tables"]["events"]["rows"], 10 * sent, "{listed}");
         let run_name = history.file_name().unwrap().to_str().unwrap();
         let verified =
-            home.answer(&["history", "verify", &format!("{address}/history/{run_name}")]);
+            answer(&home, &["history", "verify", &format!("{address}/history/{run_name}")]);
         assert_eq!(verified["intact"], true, "{verified}");
         let out = home.path("exported");
         let export =
             ["history", "export", &address, "--table", "events", "--format", "csv", "--to"];
-        let exported = home.answer(&[&export[..], &[out.to_str().unwrap()]].concat());
+        let exported = answer(&home, &[&export[..], &[out.to_str().unwrap()]].concat());
         assert_eq!(exported["rows"]["events"], 10 * sent, "{exported}");
-        let inspected = home.answer(&["journal", "inspect", &address]);
+        let inspected = answer(&home, &["journal", "inspect", &address]);
         assert_eq!(inspected["damaged"], 0, "{inspected}");
         assert!(inspected["ticks"].as_u64() > Some(0), "{inspected}");
-        let compact = run(home.command(&["history", "compact", &address]));
+        let compact = command(&home, &["history", "compact", &address]).output().unwrap();
         assert_eq!(compact.status.code(), Some(2));
         let learn = ["learn", "--history", &address, "--out", "model.json"];
-        let learned = run(home.command(&learn));
+        let learned = command(&home, &learn).output().unwrap();
         let said = String::from_utf8_lossy(&learned.stderr);
         assert!(!said.contains("object store"), "{said}");
     }
@@ -128,23 +119,24 @@ fn a_disk_that_refuses_ends_a_strict_engine() {
         "state.journal_segment=1MiB".to_owned(),
         "state.disk_patience=1s".to_owned(),
     ];
-    let home = Home::new(&platform, &sets);
+    let home = home(&platform, &sets);
     // Only the journal grows so far.
-    let mut life = home.live_where_files_end_at(128);
-    let mut sent = 0;
-    while let Ok((StatusCode::ACCEPTED, _)) = home.push(&life, sent) {
+    let mut life = live_where_files_end_at(&home, 128);
+    let (base, mut sent) = (life.base(), 0);
+    while let Some((StatusCode::ACCEPTED, _)) = home.try_push(&base, sent) {
         sent += 1;
     }
     assert!(platform.changed().0 > 0, "there were no actions");
     assert_eq!(life.code(), Some(4), "{}", life.said());
-    assert!(life.said().contains("the journal cannot be written"), "{}", life.said());
+    life.until_said_after_end("the journal cannot be written");
     fs::remove_dir_all(home.path("omnify-data")).unwrap();
     let mut life = home.live(&[]);
-    home.stop(&mut life);
-    let answer = home.answer(&["replay", &address, "--verify", "--workers", "2"]);
-    assert_eq!(answer["identical"], true, "{answer}");
+    life.base();
+    life.stop();
+    let again = answer(&home, &["replay", &address, "--verify", "--workers", "2"]);
+    assert_eq!(again["identical"], true, "{again}");
     // What was on its way may have got there.
-    assert!(answer["events_in"].as_u64() >= Some(10 * sent as u64), "{sent} batches: {answer}");
+    assert!(again["events_in"].as_u64() >= Some(10 * sent as u64), "{sent} batches: {again}");
 }
 
 /// With `acknowledge = "disk"` the last moment may be lost, but what is there fits together, and an
@@ -154,28 +146,28 @@ fn real_s3_a_copy_that_lags_is_whole_and_acts_on_nothing_twice() {
     for address in addresses("lags") {
         let platform = Platform::start();
         let sets = ["state.mirror_every=50ms".to_owned(), format!("state.remote={address}")];
-        let home = Home::new(&platform, &sets);
+        let home = home(&platform, &sets);
         let (mut sent, mut known) = (0, 0);
         for lives in 0..4 {
             let mut life = home.live(&[]);
-            push_all(&home, &life, sent, sent + 25);
+            let base = life.base();
+            (sent..sent + 25).for_each(|number| home.push(&base, number));
             sent += 25;
             // What a copy had once it has for ever.
             if lives % 2 == 0 {
-                home.until_mirrored(&life);
-                known = home.status(&life)["counters"]["events_in"].as_u64().unwrap();
+                until_mirrored(&home, &base);
+                known = home.status(&base)["counters"]["events_in"].as_u64().unwrap();
             }
-            life.child.kill().unwrap();
-            life.child.wait().unwrap();
-            fs::remove_dir_all(home.path("omnify-data")).unwrap();
+            lose(&home, &mut life);
         }
         let mut life = home.live(&[]);
-        home.stop(&mut life);
-        let answer = home.answer(&["replay", &address, "--verify", "--workers", "2"]);
-        assert_eq!(answer["identical"], true, "{answer}");
-        assert_eq!(answer["conserved"], true, "{answer}");
-        let found = answer["events_in"].as_u64().unwrap();
-        assert!(known > 0 && found >= known && found.is_multiple_of(10), "{known} {answer}");
+        life.base();
+        life.stop();
+        let again = answer(&home, &["replay", &address, "--verify", "--workers", "2"]);
+        assert_eq!(again["identical"], true, "{again}");
+        assert_eq!(again["conserved"], true, "{again}");
+        let found = again["events_in"].as_u64().unwrap();
+        assert!(known > 0 && found >= known && found.is_multiple_of(10), "{known} {again}");
         assert_eq!(platform.changed().1, 0, "an action took effect twice");
     }
 }
@@ -185,25 +177,25 @@ fn real_s3_an_engine_that_was_overtaken_stops_and_stays_stopped() {
     for address in addresses("fenced") {
         let platform = Platform::start();
         let sets = [format!("state.remote={address}"), "state.mirror_every=50ms".to_owned()];
-        let (first, second) = (Home::new(&platform, &sets), Home::new(&platform, &sets));
+        let (first, second) = (home(&platform, &sets), home(&platform, &sets));
         let mut old = first.live(&[]);
-        push_all(&first, &old, 0, 5);
-        first.until_mirrored(&old);
+        let base = old.base();
+        (0..5).for_each(|number| first.push(&base, number));
+        until_mirrored(&first, &base);
         // An empty folder takes the copy over, with what was in it.
         let mut new = second.live(&[]);
-        second.until_in(&new, 50);
-        assert_eq!(old.child.wait().unwrap().code(), Some(7));
-        let said = old.said();
-        assert!(said.contains("has taken over"), "{said}");
-        push_all(&second, &new, 5, 10);
+        let base = new.base();
+        second.until_in(&base, 50);
+        assert_eq!(old.code(), Some(7), "{}", old.said());
+        old.until_said_after_end("has taken over");
+        (5..10).for_each(|number| second.push(&base, number));
         // The folder that was overtaken is refused, and the one that has the copy is not disturbed.
-        let refused = run(first.command(&["run", "--for", "1s", "-c", "omnify.toml"]));
-        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-        assert_eq!(refused.status.code(), Some(7), "{said}");
-        assert!(said.contains("is the copy of another state folder"), "{said}");
-        push_all(&second, &new, 10, 15);
-        second.until_in(&new, 150);
-        second.stop(&mut new);
+        let mut refused = first.live(&["--for", "1s"]);
+        assert_eq!(refused.code(), Some(7), "{}", refused.said());
+        refused.until_said_after_end("is the copy of another state folder");
+        (10..15).for_each(|number| second.push(&base, number));
+        second.until_in(&base, 150);
+        new.stop();
     }
 }
 
@@ -227,22 +219,21 @@ fn real_s3_a_server_that_is_down_for_a_while_is_caught_up() {
         "state.mirror_every=50ms".to_owned(),
         "object_store.timeout=1s".to_owned(),
     ];
-    let home = Home::new(&platform, &sets);
+    let home = home(&platform, &sets);
     let mut life = home.live(&[]);
-    push_all(&home, &life, 0, 10);
+    let base = life.base();
+    (0..10).for_each(|number| home.push(&base, number));
     server(&["kill"]);
-    push_all(&home, &life, 10, 60);
-    home.until_problem(&life, "mirror_behind", true);
+    (10..60).for_each(|number| home.push(&base, number));
+    until_problem(&home, &base, "mirror_behind", true);
     server(&["start", "--port", &port]);
-    home.until_problem(&life, "mirror_behind", false);
-    push_all(&home, &life, 60, 70);
-    home.until_mirrored(&life);
-    life.child.kill().unwrap();
-    life.child.wait().unwrap();
-    fs::remove_dir_all(home.path("omnify-data")).unwrap();
+    until_problem(&home, &base, "mirror_behind", false);
+    (60..70).for_each(|number| home.push(&base, number));
+    until_mirrored(&home, &base);
+    lose(&home, &mut life);
     let mut life = home.live(&[]);
-    home.until_in(&life, 700);
-    home.stop(&mut life);
+    home.until_in(&life.base(), 700);
+    life.stop();
 }
 
 /// A live engine in this process, copied to `store`.
@@ -292,8 +283,7 @@ fn every_moment_of_a_strict_copy_holds_what_was_acknowledged() {
     let engine = live(&dir.path().join("first"), faulty.clone(), true, 1 << 30);
     let mut moments = Vec::new();
     for number in 0..120 {
-        let (status, answer) = caller.push(&base(&engine), number).unwrap();
-        assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+        caller.push(&base(&engine), number);
         if number % 20 == 13 {
             moments.push((number + 1, inner.fork()));
         }
@@ -304,19 +294,17 @@ fn every_moment_of_a_strict_copy_holds_what_was_acknowledged() {
     for (at, (pushed, store)) in moments.into_iter().enumerate() {
         let place = dir.path().join(format!("moment-{at}"));
         let engine = live(&place, Arc::new(store), true, 1 << 30);
-        let (status, answer) = caller.push(&base(&engine), 1_000).unwrap();
-        assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+        caller.push(&base(&engine), 1_000);
         let history = engine.history().unwrap().to_owned();
         let found = events_in(engine);
         assert!(
             found.is_multiple_of(10) && found > 10 * pushed as u64,
             "{pushed} batches: {found}"
         );
-        let mut command = Command::new(objects_support::OMNIFY);
-        command.arg("replay").arg(&history).args(["--verify", "--json", "--quiet"]);
-        let answer = json_of(&run(command));
-        assert_eq!(answer["identical"], true, "{answer}");
-        assert_eq!(answer["events_in"], found, "{answer}");
+        let mut replay = Command::new(support::OMNIFY);
+        let again = json_of(replay.arg("replay").arg(&history).args(["--verify", "--json"]));
+        assert_eq!(again["identical"], true, "{again}");
+        assert_eq!(again["events_in"], found, "{again}");
     }
 }
 
@@ -337,20 +325,21 @@ fn a_store_that_is_down_holds_the_sources_at_the_bound() {
                 return number as u64;
             }
             // Held too long it is told to come again, which counts it once.
-            while caller.push(&at, number).unwrap().0 != StatusCode::ACCEPTED {}
+            caller.push(&at, number);
             count.fetch_add(1, SeqCst);
         }
         unreachable!("the range has no end")
     });
-    let shown = |code: &str| caller.problems(&base(&engine)).iter().any(|p| p == code);
-    caller.until(|| shown("mirror_full") && shown("mirror_behind"));
+    let shown = |code: &str| caller.shows(&base(&engine), code);
+    until(|| shown("mirror_full") && shown("mirror_behind"), || "it is not said".to_owned());
     let held = accepted.load(SeqCst);
     assert!(held > 0);
     faulty.down(false);
-    caller.until(|| accepted.load(SeqCst) > held + 1 && !shown("mirror_full"));
+    let goes_on = || accepted.load(SeqCst) > held + 1 && !shown("mirror_full");
+    until(goes_on, || "it does not go on".to_owned());
     enough.store(true, SeqCst);
     let pushed = pusher.join().unwrap();
-    caller.until(|| !shown("mirror_behind"));
+    until_problem(&caller, &base(&engine), "mirror_behind", false);
     engine.stop().unwrap();
     // All of it is in the copy.
     let engine = live(&dir.path().join("new"), faulty, false, 1 << 30);
@@ -364,17 +353,14 @@ fn a_stop_without_the_store_is_bounded_and_acknowledges_nothing() {
     let caller = Caller::new();
     let faulty = Arc::new(FaultyStore::new(Arc::new(InMemory::new()), Rates::default(), 5));
     let engine = live(&dir.path().join("a"), faulty.clone(), true, 1 << 30);
-    assert_eq!(caller.push(&base(&engine), 0).unwrap().0, StatusCode::ACCEPTED);
+    caller.push(&base(&engine), 0);
     faulty.down(true);
     let at = base(&engine);
-    let pushed = std::thread::spawn(move || Caller::new().push(&at, 1));
-    caller.until(|| faulty.failures() > 3);
+    let pushed = std::thread::spawn(move || Caller::new().try_push(&at, 1));
+    until(|| faulty.failures() > 3, || "the store is not asked".to_owned());
     engine.stop().unwrap();
     let pushed = pushed.join().unwrap();
-    assert!(
-        pushed.as_ref().map_or(true, |(status, _)| *status != StatusCode::ACCEPTED),
-        "{pushed:?}"
-    );
+    assert!(!matches!(pushed, Some((StatusCode::ACCEPTED, _))), "{pushed:?}");
     // The local folder has it, and the copy gets it from there.
     faulty.down(false);
     let engine = live(&dir.path().join("a"), faulty.clone(), true, 1 << 30);

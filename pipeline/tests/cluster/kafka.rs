@@ -3,7 +3,7 @@
 //! members have gone; many lives, with members killed, on the real broker that
 //! `OMNIFY_KAFKA_BROKERS` names.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -12,10 +12,10 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
 use tokio::runtime::Runtime;
 
-use super::rig::{Home, PATIENCE, Process, event, now_us, stop};
+use super::rig::{Home, stop};
+use crate::support::{PATIENCE, Process, event, now_us, until};
 
 const PARTITIONS: usize = 6;
-const LOOK: Duration = Duration::from_millis(50);
 const MESSAGES: &str = "omnify_kafka_messages_total";
 
 struct Kafka {
@@ -82,29 +82,20 @@ impl Kafka {
     }
 }
 
-/// Waits until it is so; metrics are told once a second.
-fn until(holds: impl Fn() -> bool, what: &str) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "not so: {what}");
-        std::thread::sleep(LOOK);
-    }
-}
-
 /// Waits until each process reads so many partitions; where they are.
 fn until_spread(home: &Home, processes: &mut [Process], partitions: &[usize]) -> Vec<String> {
     let bases: Vec<String> = processes.iter_mut().map(Process::base).collect();
     let count = |base: &String| home.metric(base, "omnify_kafka_partitions") as usize;
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let found: Vec<usize> = bases.iter().map(count).collect();
-        if found == partitions {
-            return bases;
-        }
-        let said = || processes.iter().map(Process::said).collect::<Vec<_>>().join("\n--\n");
-        assert!(Instant::now() < deadline, "{found:?} partitions: {}", said());
-        std::thread::sleep(LOOK);
-    }
+    let found = || bases.iter().map(count).collect::<Vec<_>>();
+    let said = || processes.iter().map(Process::said).collect::<Vec<_>>().join("\n--\n");
+    until(|| found() == partitions, || format!("{:?} partitions: {}", found(), said()));
+    bases
+}
+
+/// Waits until each has read something; metrics are told once a second.
+fn until_all_read(home: &Home, bases: &[String]) {
+    let read = |base: &String| home.metric(base, MESSAGES) > 0.0;
+    until(|| bases.iter().all(read), || "not all have read".to_owned());
 }
 
 /// So little room that followers have to pause.
@@ -117,7 +108,7 @@ fn spread_and_count(kafka: &mut Kafka, home: &Home, ends: &[fn(&mut Vec<Process>
         let bases = until_spread(home, &mut both, &[3, 3]);
         kafka.send(60);
         home.until_in(&bases[0], kafka.sent);
-        until(|| bases.iter().all(|base| home.metric(base, MESSAGES) > 0.0), "all have read");
+        until_all_read(home, &bases);
         // Messages are everywhere between the brokers and the journal.
         kafka.send(200);
         end(&mut both);
@@ -144,7 +135,7 @@ fn every_process_reads_its_share_and_every_message_enters_once() {
     let bases = until_spread(&home, &mut both, &[3, 3]);
     kafka.send(60);
     home.until_in(&bases[0], kafka.sent);
-    until(|| bases.iter().all(|base| home.metric(base, MESSAGES) > 0.0), "all have read");
+    until_all_read(&home, &bases);
     // More than there is room for.
     kafka.send(200);
     home.until_in(&bases[0], kafka.sent);

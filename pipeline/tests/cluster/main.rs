@@ -7,3 +7,5 @@ mod loss;
 mod rig;
 mod same;
 mod strangers;
+#[path = "../support/mod.rs"]
+mod support;

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use super::rig::{DECIDE_EVERY, Home, copy, event, stop};
+use super::rig::{DECIDE_EVERY, Home, copy, stop};
+use crate::support::{event, feature_rows};
 
 /// Batches in the journal that all begin with.
 const BATCHES: usize = 40;
@@ -44,7 +45,7 @@ fn any_number_of_processes_and_workers_makes_the_same_of_one_journal() {
     let common = ticks.reduce(|a, b| &a & &b).unwrap();
     let last = *common.last().unwrap();
     assert!(common.len() > BATCHES / 2, "{} ticks in common", common.len());
-    let of = |home: &Home| (home.digests()[&last], home.feature_rows(last));
+    let of = |home: &Home| (home.digests()[&last], feature_rows(&home.history(), last));
     let (digest, rows) = of(&made[0].2);
     assert!(rows.len() > BATCHES, "{} rows", rows.len());
     for (count, workers, home) in &made[1..] {
