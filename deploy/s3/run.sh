@@ -45,6 +45,7 @@ start() {
 case "$command" in
   env)
     [ -f "$dir/secret" ] || fail "it was never started in $dir"
+    dir="$(cd "$dir" && pwd)"
     echo "export OMNIFY_S3_ENDPOINT=http://127.0.0.1:$(cat "$dir/port") OMNIFY_S3_DIR='$dir'"
     echo "export AWS_ACCESS_KEY_ID=omnify AWS_SECRET_ACCESS_KEY=$(cat "$dir/secret")" ;;
   clean) end TERM; rm -rf "${dir:?}/data" "$dir/server.log" ;;
