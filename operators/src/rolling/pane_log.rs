@@ -12,11 +12,15 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::model::Stats;
 use crate::varint::{get, put, unzigzag, zigzag};
 
+/// What most panes fit into.
+const PANE_BYTES: usize = 16;
+
 /// Panes in ascending order of their number, without duplicates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PaneLog {
     bytes: Vec<u8>,
-    /// Offset of the first live byte; the dead prefix is dropped when it outgrows the rest.
+    /// Offset of the first live byte; the dead prefix is dropped when room is needed, or when it
+    /// outgrows the rest.
     start: usize,
     /// Number of the first pane, so that asking for it need not touch the bytes; meaningless while
     /// the log is empty, as is `last`.
@@ -53,6 +57,7 @@ impl PaneLog {
             self.last = pane - 1;
         }
         debug_assert!(pane > self.last, "panes enter in order");
+        self.make_room();
         put_pane(&mut self.bytes, (pane - self.last) as u64, stats);
         self.last = pane;
     }
@@ -72,10 +77,31 @@ impl PaneLog {
             self.first = pane + get_head(&self.bytes, &mut at).distance;
         }
         if self.start > 64 && self.start * 2 > self.bytes.len() {
-            self.bytes.drain(..self.start);
-            self.start = 0;
+            self.drop_dead();
+            self.bytes.shrink_to(self.bytes.len() + self.slack());
         }
         (pane, stats)
+    }
+
+    /// Room for the next pane. What has left the log is moved over before the log grows, and it grows by
+    /// a part of itself: logs are most of the memory of an entity, and doubling would waste half of it.
+    fn make_room(&mut self) {
+        if self.bytes.capacity() - self.bytes.len() >= PANE_BYTES {
+            return;
+        }
+        self.drop_dead();
+        if self.bytes.capacity() - self.bytes.len() < self.slack() {
+            self.bytes.reserve_exact(self.slack());
+        }
+    }
+
+    fn drop_dead(&mut self) {
+        self.bytes.drain(..self.start);
+        self.start = 0;
+    }
+
+    fn slack(&self) -> usize {
+        PANE_BYTES.max(self.bytes.len() / 4)
     }
 
     /// Adds to panes anywhere, which ascend; O(length), however many they are. What lies between them

@@ -235,6 +235,8 @@ impl Deciding {
         let again = self.again_until.is_some_and(|until| tick <= until);
         if !again && self.again_until.take().is_some() {
             self.settle_again();
+            // Readers learn at once that it has recovered.
+            self.decider.board.iter_mut().for_each(Board::hurry);
         }
         invariant::check(
             Invariant::CompleteFrames,

@@ -170,6 +170,7 @@ impl Buffer for FeatureBuffer {
             Arc::new(StringArray::from_iter_values(windows.iter().map(ToString::to_string)));
         let levels = level_names();
         let mut starts = Starts { windows: &windows, days: Default::default() };
+        let nulls = null_columns(self.rows().min(BATCH_ROWS));
         let mut extra_at = Vec::new();
         if !self.extras.is_empty() {
             extra_at.resize(self.rows(), u32::MAX);
@@ -204,7 +205,7 @@ impl Buffer for FeatureBuffer {
                 columns.push(Arc::new(Int64Array::from(gather(column))));
             }
             columns.extend(RATIOS.iter().map(|(_, ratio)| ratios(&sums, *ratio)));
-            columns.extend(self.derived(rows, &extra_at));
+            columns.extend(self.derived(rows, &extra_at, &nulls));
             out.write(&batch(Table::Features, &schema, columns)?)?;
         }
         Ok(())
@@ -226,13 +227,14 @@ fn ratios(sums: &[Stats], ratio: Ratio) -> ArrayRef {
 }
 
 impl FeatureBuffer {
-    fn derived(&self, rows: &[u32], extra_at: &[u32]) -> Vec<ArrayRef> {
+    /// The derived features of `rows`; `nulls` has at least as many, for those that have none.
+    fn derived(&self, rows: &[u32], extra_at: &[u32], nulls: &[ArrayRef]) -> Vec<ArrayRef> {
         let extra = |row: &u32| {
             let at = *extra_at.get(*row as usize)?;
             self.extras.get(at as usize).map(|(_, extra)| extra)
         };
         if rows.iter().all(|row| extra(row).is_none()) {
-            return null_columns(rows.len());
+            return nulls.iter().map(|column| column.slice(0, rows.len())).collect();
         }
         let mut columns = RowColumns::default();
         rows.iter().for_each(|row| columns.push(extra(row)));

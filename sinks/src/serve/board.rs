@@ -254,6 +254,12 @@ impl Board {
         self.published.is_none_or(|last| tick.saturating_sub(last) >= self.config.publish_every_ms)
     }
 
+    /// The next tick is published, however close to the last: there is news that does not wait for the
+    /// ticks to get on, which they hardly do while a clock that was set back catches up.
+    pub fn hurry(&mut self) {
+        self.published = None;
+    }
+
     /// Closes a tick: publishes everything told so far, unless the last publication is less than
     /// [`BoardConfig::publish_every_ms`] ago.
     pub fn publish(&mut self, tick: Tick, counters: Counters) {

@@ -180,6 +180,13 @@ fn publications_keep_their_distance() {
     assert_eq!(seen, (0..10).map(|n| n * 100 + 1).collect::<Vec<_>>());
     board.publish_now(1_000, counters(1_000));
     assert_eq!(snapshots.borrow().tick, 1_000);
+    // Unless there is news that does not wait.
+    board.publish(1_001, counters(1_001));
+    assert_eq!(snapshots.borrow().tick, 1_000);
+    board.hurry();
+    board.publish(1_002, counters(1_002));
+    board.publish(1_003, counters(1_003));
+    assert_eq!(snapshots.borrow().tick, 1_002);
 }
 
 #[test]
