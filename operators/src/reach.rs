@@ -6,7 +6,8 @@
 //! nothing, however many impressions arrive.
 //!
 //! 2¹⁰ registers give a standard error of 3.25 % (1.04/√m). A sketch holds its registers sparsely
-//! (two bytes each) up to 256 of them and as a flat kilobyte above.
+//! (two bytes each) up to 256 of them, then as half a byte each with the few high ranks (one user in
+//! 16,384 has one) behind them, and where there are more of those, with millions of users, as a byte.
 //!
 //! The estimator is the improved raw estimator of O. Ertl, "New cardinality estimation algorithms
 //! for HyperLogLog sketches" (2017), which needs no bias tables and no small-range switch.
@@ -22,8 +23,14 @@ const PRECISION: u32 = 10;
 const REGISTERS: usize = 1 << PRECISION;
 /// Greatest rank: 64 − precision hash bits remain, all zero counts one more.
 const RANK_MAX: usize = 64 - PRECISION as usize + 1;
-/// Registers a sketch holds sparsely before it turns dense.
+/// Registers a sketch holds sparsely before it packs them.
 const SPARSE_MAX: usize = 256;
+/// Bytes of all registers, packed two to a byte.
+const PACKED_BYTES: usize = REGISTERS / 2;
+/// Half a byte that says that the rank is this or higher, and is told behind.
+const HIGH: u8 = 15;
+/// High ranks a sketch holds packed before it turns dense.
+const HIGH_MAX: usize = 128;
 
 /// One register of one day, raised by some user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -45,64 +52,116 @@ impl Register {
 enum Sketch {
     /// `index << 6 | rank`, ascending.
     Sparse(Vec<u16>),
+    /// A byte each.
     Dense(Vec<u8>),
+    /// Half a byte each, the even ones low; behind them what [`Sketch::Sparse`] would hold of the
+    /// high ones, in two bytes each.
+    Packed(Vec<u8>),
 }
 
 impl Sketch {
-    fn raise(&mut self, register: Register) -> bool {
+    /// The rank of a register, 0 for none.
+    #[inline]
+    fn rank(&self, index: u16) -> u8 {
         match self {
             Sketch::Sparse(entries) => {
-                let packed = register.index << 6 | u16::from(register.rank);
-                let at = entries.partition_point(|have| have >> 6 < register.index);
-                match entries.get_mut(at).filter(|have| **have >> 6 == register.index) {
-                    Some(have) if *have >= packed => false,
-                    Some(have) => {
-                        *have = packed;
-                        true
-                    }
-                    None => {
-                        entries.insert(at, packed);
-                        if entries.len() > SPARSE_MAX {
-                            let mut dense = vec![0; REGISTERS];
-                            for have in entries.iter() {
-                                dense[usize::from(have >> 6)] = (have & 63) as u8;
-                            }
-                            *self = Sketch::Dense(dense);
-                        }
-                        true
-                    }
-                }
+                let at = entries.partition_point(|have| have >> 6 < index);
+                entries.get(at).filter(|have| **have >> 6 == index).map_or(0, |have| low(*have))
             }
-            Sketch::Dense(ranks) => {
-                let have = &mut ranks[usize::from(register.index)];
-                let grows = *have < register.rank;
-                *have = (*have).max(register.rank);
-                grows
+            Sketch::Dense(ranks) => ranks[usize::from(index)],
+            Sketch::Packed(bytes) => {
+                let half = bytes[usize::from(index / 2)] >> (index % 2 * 4) & HIGH;
+                if half < HIGH { half } else { high_rank(bytes, index) }
             }
         }
+    }
+
+    /// Whether it was lower before.
+    #[inline]
+    fn raise(&mut self, register: Register) -> bool {
+        let grows = self.rank(register.index) < register.rank;
+        if grows {
+            self.put(register);
+        }
+        grows
+    }
+
+    /// Sets a register to a higher rank than it has.
+    fn put(&mut self, register: Register) {
+        let Register { index, rank } = register;
+        let entry = index << 6 | u16::from(rank);
+        match self {
+            Sketch::Sparse(entries) => {
+                let at = entries.partition_point(|have| have >> 6 < index);
+                match entries.get_mut(at).filter(|have| **have >> 6 == index) {
+                    Some(have) => *have = entry,
+                    None => entries.insert(at, entry),
+                }
+                if entries.len() > SPARSE_MAX {
+                    self.turn(Sketch::Packed(vec![0; PACKED_BYTES]));
+                }
+            }
+            Sketch::Dense(ranks) => ranks[usize::from(index)] = rank,
+            Sketch::Packed(bytes) => {
+                let (half, shift) = (rank.min(HIGH), index % 2 * 4);
+                let byte = &mut bytes[usize::from(index / 2)];
+                let known = *byte >> shift & HIGH == HIGH;
+                *byte = *byte & !(HIGH << shift) | half << shift;
+                if half == HIGH {
+                    let at = PACKED_BYTES + 2 * high(bytes).take_while(|h| h >> 6 < index).count();
+                    let until = if known { at + 2 } else { at };
+                    bytes.splice(at..until, entry.to_le_bytes());
+                }
+                if bytes.len() > PACKED_BYTES + 2 * HIGH_MAX {
+                    self.turn(Sketch::Dense(vec![0; REGISTERS]));
+                }
+            }
+        }
+    }
+
+    /// Turns into another, empty one.
+    #[cold]
+    fn turn(&mut self, other: Sketch) {
+        let before = std::mem::replace(self, other);
+        before.each(|register| self.put(register));
     }
 
     fn heap_bytes(&self) -> usize {
         match self {
             Sketch::Sparse(entries) => entries.capacity() * size_of::<u16>(),
-            Sketch::Dense(ranks) => ranks.capacity(),
+            Sketch::Dense(bytes) | Sketch::Packed(bytes) => bytes.capacity(),
         }
     }
 
+    /// All registers, by index.
     fn each(&self, mut f: impl FnMut(Register)) {
-        match self {
-            Sketch::Sparse(entries) => {
-                for have in entries {
-                    f(Register { index: have >> 6, rank: (have & 63) as u8 });
-                }
-            }
-            Sketch::Dense(ranks) => {
-                for (index, rank) in ranks.iter().enumerate().filter(|(_, rank)| **rank > 0) {
-                    f(Register { index: index as u16, rank: *rank });
-                }
+        if let Sketch::Sparse(entries) = self {
+            return entries
+                .iter()
+                .for_each(|have| f(Register { index: have >> 6, rank: low(*have) }));
+        }
+        for index in 0..REGISTERS as u16 {
+            let rank = self.rank(index);
+            if rank > 0 {
+                f(Register { index, rank });
             }
         }
     }
+}
+
+/// The rank of an entry.
+const fn low(entry: u16) -> u8 {
+    (entry & 63) as u8
+}
+
+/// The entries of the high ranks of a packed sketch.
+fn high(bytes: &[u8]) -> impl Iterator<Item = u16> + '_ {
+    bytes[PACKED_BYTES..].chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
+}
+
+#[cold]
+fn high_rank(bytes: &[u8], index: u16) -> u8 {
+    high(bytes).find(|entry| entry >> 6 == index).map_or(HIGH, low)
 }
 
 /// The union over days, with the histogram of ranks that the estimator reads.
@@ -119,13 +178,7 @@ impl Union {
     }
 
     fn raise(&mut self, register: Register) {
-        let before = match &self.ranks {
-            Sketch::Sparse(entries) => {
-                let at = entries.partition_point(|have| have >> 6 < register.index);
-                entries.get(at).filter(|have| **have >> 6 == register.index).map_or(0, |h| h & 63)
-            }
-            Sketch::Dense(ranks) => u16::from(ranks[usize::from(register.index)]),
-        };
+        let before = self.ranks.rank(register.index);
         if self.ranks.raise(register) {
             if self.histogram.is_empty() {
                 self.histogram = vec![0; RANK_MAX + 1];
@@ -295,6 +348,7 @@ impl ReachState {
 mod tests {
     use std::collections::HashSet;
 
+    use proptest::prelude::*;
     use xxhash_rust::xxh3::xxh3_64;
 
     use super::*;
@@ -317,6 +371,29 @@ mod tests {
             let error = got.users / users as f64 - 1.0;
             assert!(error.abs() < 4.0 * 0.0325, "{users}: {}", got.users);
             assert!((got.frequency * got.users / users as f64 - 2.0).abs() < 1e-9);
+        }
+    }
+
+    proptest! {
+        /// Through all its forms, with few high ranks and with many.
+        #[test]
+        fn a_sketch_is_an_array_of_ranks(
+            registers in prop::collection::vec((0..REGISTERS as u16, 0..40_u8), 0..3_000),
+            shift in 0..30_u8,
+        ) {
+            let mut sketch = Sketch::Sparse(Vec::new());
+            let mut flat = vec![0_u8; REGISTERS];
+            for (index, rank) in registers {
+                // Mostly low where the shift is small.
+                let rank = if rank % 4 == 0 { rank + shift / 2 } else { rank % 16 }.clamp(1, 55);
+                let have = &mut flat[usize::from(index)];
+                prop_assert_eq!(sketch.raise(Register { index, rank }), *have < rank);
+                *have = rank.max(*have);
+                prop_assert_eq!(sketch.rank(index), *have);
+            }
+            let mut told = vec![0_u8; REGISTERS];
+            sketch.each(|register| told[usize::from(register.index)] = register.rank);
+            prop_assert_eq!(told, flat);
         }
     }
 
