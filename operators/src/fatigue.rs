@@ -61,6 +61,9 @@ struct DayCount {
     clicks: i64,
 }
 
+/// Days for which room is made at once.
+const DAYS_MORE: usize = 4;
+
 /// What is remembered of one entity: at most 28 days of counts and the baseline.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct FatigueTracker {
@@ -94,6 +97,10 @@ impl FatigueTracker {
             Some(have) if have.day > day => self.older(day),
             other => {
                 let fresh = DayCount { day, impressions: 0, clicks: 0 };
+                if self.days.len() == self.days.capacity() {
+                    // There are at most `MEMORY_DAYS` of them, of every entity.
+                    self.days.reserve_exact(DAYS_MORE);
+                }
                 self.days.extend(other.replace(fresh));
                 self.newest.get_or_insert(fresh)
             }

@@ -60,70 +60,61 @@ enum Sketch {
 }
 
 impl Sketch {
-    /// The rank of a register, 0 for none.
-    #[inline]
-    fn rank(&self, index: u16) -> u8 {
-        match self {
-            Sketch::Sparse(entries) => {
-                let at = entries.partition_point(|have| have >> 6 < index);
-                entries.get(at).filter(|have| **have >> 6 == index).map_or(0, |have| low(*have))
-            }
-            Sketch::Dense(ranks) => ranks[usize::from(index)],
-            Sketch::Packed(bytes) => {
-                let half = bytes[usize::from(index / 2)] >> (index % 2 * 4) & HIGH;
-                if half < HIGH { half } else { high_rank(bytes, index) }
-            }
-        }
-    }
-
-    /// Whether it was lower before.
-    #[inline]
-    fn raise(&mut self, register: Register) -> bool {
-        let grows = self.rank(register.index) < register.rank;
-        if grows {
-            self.put(register);
-        }
-        grows
-    }
-
-    /// Sets a register to a higher rank than it has.
-    fn put(&mut self, register: Register) {
+    /// The rank that a register had before, 0 for none, if it was lower.
+    fn raise(&mut self, register: Register) -> Option<u8> {
         let Register { index, rank } = register;
         let entry = index << 6 | u16::from(rank);
-        match self {
+        let before = match self {
             Sketch::Sparse(entries) => {
                 let at = entries.partition_point(|have| have >> 6 < index);
                 match entries.get_mut(at).filter(|have| **have >> 6 == index) {
-                    Some(have) => *have = entry,
-                    None => entries.insert(at, entry),
-                }
-                if entries.len() > SPARSE_MAX {
-                    self.turn(Sketch::Packed(vec![0; PACKED_BYTES]));
+                    Some(have) if *have >= entry => return None,
+                    Some(have) => low(std::mem::replace(have, entry)),
+                    None => {
+                        entries.insert(at, entry);
+                        if entries.len() > SPARSE_MAX {
+                            self.turn(Sketch::Packed(vec![0; PACKED_BYTES]));
+                        }
+                        0
+                    }
                 }
             }
-            Sketch::Dense(ranks) => ranks[usize::from(index)] = rank,
+            Sketch::Dense(ranks) => {
+                let have = &mut ranks[usize::from(index)];
+                if *have >= rank {
+                    return None;
+                }
+                std::mem::replace(have, rank)
+            }
             Sketch::Packed(bytes) => {
+                let before = packed_rank(bytes, index);
+                if before >= rank {
+                    return None;
+                }
                 let (half, shift) = (rank.min(HIGH), index % 2 * 4);
                 let byte = &mut bytes[usize::from(index / 2)];
-                let known = *byte >> shift & HIGH == HIGH;
                 *byte = *byte & !(HIGH << shift) | half << shift;
                 if half == HIGH {
                     let at = PACKED_BYTES + 2 * high(bytes).take_while(|h| h >> 6 < index).count();
-                    let until = if known { at + 2 } else { at };
+                    let until = if before >= HIGH { at + 2 } else { at };
                     bytes.splice(at..until, entry.to_le_bytes());
+                    if bytes.len() > PACKED_BYTES + 2 * HIGH_MAX {
+                        self.turn(Sketch::Dense(vec![0; REGISTERS]));
+                    }
                 }
-                if bytes.len() > PACKED_BYTES + 2 * HIGH_MAX {
-                    self.turn(Sketch::Dense(vec![0; REGISTERS]));
-                }
+                before
             }
-        }
+        };
+        Some(before)
     }
 
     /// Turns into another, empty one.
     #[cold]
     fn turn(&mut self, other: Sketch) {
         let before = std::mem::replace(self, other);
-        before.each(|register| self.put(register));
+        before.each(|register| {
+            self.raise(register);
+        });
     }
 
     fn heap_bytes(&self) -> usize {
@@ -135,16 +126,17 @@ impl Sketch {
 
     /// All registers, by index.
     fn each(&self, mut f: impl FnMut(Register)) {
-        if let Sketch::Sparse(entries) = self {
-            return entries
-                .iter()
-                .for_each(|have| f(Register { index: have >> 6, rank: low(*have) }));
-        }
-        for index in 0..REGISTERS as u16 {
-            let rank = self.rank(index);
-            if rank > 0 {
-                f(Register { index, rank });
+        let mut all = |rank: &dyn Fn(u16) -> u8| {
+            let registers =
+                (0..REGISTERS as u16).map(|index| Register { index, rank: rank(index) });
+            registers.filter(|register| register.rank > 0).for_each(&mut f);
+        };
+        match self {
+            Sketch::Sparse(entries) => {
+                entries.iter().for_each(|have| f(Register { index: have >> 6, rank: low(*have) }));
             }
+            Sketch::Dense(ranks) => all(&|index| ranks[usize::from(index)]),
+            Sketch::Packed(bytes) => all(&|index| packed_rank(bytes, index)),
         }
     }
 }
@@ -159,8 +151,13 @@ fn high(bytes: &[u8]) -> impl Iterator<Item = u16> + '_ {
     bytes[PACKED_BYTES..].chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
 }
 
-#[cold]
-fn high_rank(bytes: &[u8], index: u16) -> u8 {
+/// The rank of a register of a packed sketch, 0 for none.
+#[inline]
+fn packed_rank(bytes: &[u8], index: u16) -> u8 {
+    let half = bytes[usize::from(index / 2)] >> (index % 2 * 4) & HIGH;
+    if half < HIGH {
+        return half;
+    }
     high(bytes).find(|entry| entry >> 6 == index).map_or(HIGH, low)
 }
 
@@ -178,16 +175,14 @@ impl Union {
     }
 
     fn raise(&mut self, register: Register) {
-        let before = self.ranks.rank(register.index);
-        if self.ranks.raise(register) {
-            if self.histogram.is_empty() {
-                self.histogram = vec![0; RANK_MAX + 1];
-            }
-            if before > 0 {
-                self.histogram[usize::from(before)] -= 1;
-            }
-            self.histogram[usize::from(register.rank)] += 1;
+        let Some(before) = self.ranks.raise(register) else { return };
+        if self.histogram.is_empty() {
+            self.histogram = vec![0; RANK_MAX + 1];
         }
+        if before > 0 {
+            self.histogram[usize::from(before)] -= 1;
+        }
+        self.histogram[usize::from(register.rank)] += 1;
     }
 
     fn estimate(&self) -> f64 {
@@ -271,7 +266,7 @@ impl ReachState {
     /// Raises a register of `day`; true when the day's sketch changed.
     #[inline]
     pub(crate) fn raise(&mut self, day: i64, register: Register) -> bool {
-        let changed = self.day(day).sketch.raise(register);
+        let changed = self.day(day).sketch.raise(register).is_some();
         if changed {
             self.union.raise(register);
         }
@@ -387,9 +382,9 @@ mod tests {
                 // Mostly low where the shift is small.
                 let rank = if rank % 4 == 0 { rank + shift / 2 } else { rank % 16 }.clamp(1, 55);
                 let have = &mut flat[usize::from(index)];
-                prop_assert_eq!(sketch.raise(Register { index, rank }), *have < rank);
+                let before = (*have < rank).then_some(*have);
+                prop_assert_eq!(sketch.raise(Register { index, rank }), before);
                 *have = rank.max(*have);
-                prop_assert_eq!(sketch.rank(index), *have);
             }
             let mut told = vec![0_u8; REGISTERS];
             sketch.each(|register| told[usize::from(register.index)] = register.rank);
