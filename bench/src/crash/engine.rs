@@ -114,11 +114,13 @@ impl Home {
         })
     }
 
-    /// The history, of which there must be one: the configuration never changed.
+    /// The history, of which there must be one: the configuration never changed. A start that was killed
+    /// before anything came to be may have left an empty one.
     pub(super) fn history(&self) -> anyhow::Result<PathBuf> {
         let root = self.data().join("history");
         let runs = std::fs::read_dir(&root)?.map(|run| Ok(run?.path()));
         let mut runs = runs.collect::<anyhow::Result<Vec<_>>>()?;
+        runs.retain(|run| std::fs::read_dir(run).is_ok_and(|mut files| files.any(is_table)));
         ensure!(runs.len() == 1, "one history expected: {runs:?}");
         Ok(runs.remove(0))
     }
@@ -128,6 +130,11 @@ impl Home {
         let log = std::fs::read_to_string(self.path(LOG))?;
         Ok(log.lines().filter(|line| line.contains(text)).count())
     }
+}
+
+/// Whether a file of a history is a folder of parts.
+fn is_table(file: std::io::Result<std::fs::DirEntry>) -> bool {
+    file.is_ok_and(|file| file.file_name().to_string_lossy().starts_with("table="))
 }
 
 /// A process.

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use axum::extract::{Path, State};
@@ -54,8 +54,9 @@ pub(crate) struct Inner {
     pub(crate) carried_out: BTreeMap<String, u32>,
     /// `POST owner` and `GET owner`, in order of arrival.
     pub(crate) log: Vec<String>,
-    /// Two calls for one owner were seen at once.
-    pub(crate) overlapped: bool,
+    /// Two calls for one owner were under way at once. Seen where they are made: that a caller has given
+    /// up is noticed at the other end only after a while.
+    overlapped: bool,
     in_call: BTreeSet<EntityKey>,
 }
 
@@ -110,6 +111,22 @@ impl Platform {
         self.lock().log.iter().filter(|line| line.starts_with(verb)).count()
     }
 
+    /// A call for `owner` begins; it lasts until what is returned is dropped.
+    pub(crate) fn enter(&self, owner: &EntityKey) -> Leave {
+        let mut inner = self.lock();
+        inner.overlapped |= !inner.in_call.insert(owner.clone());
+        Leave(self.clone(), owner.clone())
+    }
+
+    /// Waits until the calls of a process that is gone are too.
+    pub(crate) fn until_left(&self) {
+        let deadline = Instant::now() + GONE_WITHIN;
+        while !self.lock().in_call.is_empty() {
+            assert!(Instant::now() < deadline, "calls of a process that is gone are still open");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Every id that changed something, changed it once.
     pub(crate) fn check(&self) {
         let inner = self.lock();
@@ -159,6 +176,8 @@ impl Inner {
     }
 }
 
+/// What a slow machine may take to end the tasks of a runtime.
+const GONE_WITHIN: Duration = Duration::from_secs(60);
 /// Longer than any test waits for a reply.
 const SILENCE: Duration = Duration::from_secs(3_600);
 
@@ -170,11 +189,7 @@ async fn act(State(platform): State<Platform>, body: Bytes) -> Response {
     {
         let mut inner = platform.lock();
         inner.log.push(format!("POST {owner}"));
-        if !inner.in_call.insert(owner.clone()) {
-            inner.overlapped = true;
-        }
     }
-    let _leave = Leave(platform.clone(), owner.clone());
     platform.gate.subscribe().wait_for(|open| *open).await.unwrap();
     let fault = platform.lock().script.pop_front().flatten();
     let answer = {
@@ -220,8 +235,8 @@ async fn act(State(platform): State<Platform>, body: Bytes) -> Response {
     }
 }
 
-/// The end of a call, also when the caller hung up.
-struct Leave(Platform, EntityKey);
+/// The end of a call, also of one that is given up.
+pub(crate) struct Leave(Platform, EntityKey);
 
 impl Drop for Leave {
     fn drop(&mut self) {

@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
+use futures::future::{BoxFuture, FutureExt};
 use omnify_decision::action::{Action, Id, Setting, Status};
 use omnify_decision::control::{Actual, Control, Outcome};
 use omnify_operators::model::{EntityKey, Tick};
 use omnify_sinks::action::dispatcher::Backoff;
 use omnify_sinks::action::{
-    ActionSink, Dispatcher, Ledger, Market, MarketOptions, NowTick, Options,
+    ActionSink, Capabilities, Dispatcher, ExecError, ExecOutcome, Intent, Ledger, Market,
+    MarketOptions, NowTick, Options,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -53,6 +55,32 @@ pub(crate) fn market(platform: &Platform, call_timeout: Duration) -> Market {
     Market::new(options).unwrap()
 }
 
+/// Tells the platform which calls are under way.
+struct Watched(Arc<dyn ActionSink>, Platform);
+
+impl ActionSink for Watched {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
+
+    fn execute<'a>(&'a self, intent: &'a Intent) -> BoxFuture<'a, ExecOutcome> {
+        let (call, outcome) = (self.1.enter(&intent.owner), self.0.execute(intent));
+        async move {
+            let _call = call;
+            outcome.await
+        }
+        .boxed()
+    }
+
+    fn read_back<'a>(&'a self, entity: &'a EntityKey) -> BoxFuture<'a, Result<Actual, ExecError>> {
+        self.0.read_back(entity)
+    }
+}
+
 impl Rig {
     /// With calls that are waited for as long as it takes.
     pub(crate) fn new() -> Rig {
@@ -83,7 +111,7 @@ impl Rig {
         Rig {
             dispatcher: None,
             outcomes: crossbeam_channel::never(),
-            sink: sink(&platform),
+            sink: Arc::new(Watched(sink(&platform), platform.clone())),
             platform,
             dir: tempfile::tempdir().unwrap(),
             clock: Arc::new(AtomicU64::new(NOW)),
@@ -107,6 +135,7 @@ impl Rig {
     pub(crate) fn crash(&mut self) {
         self.dispatcher = None;
         self.outcomes = crossbeam_channel::never();
+        self.platform.until_left();
     }
 
     pub(crate) fn dispatcher(&self) -> &Dispatcher {
