@@ -86,9 +86,8 @@ impl FeatureBuffer {
         // One number to compare; the ends of a partition lie within a day.
         let first = self.window_end.iter().copied().min().unwrap_or_default();
         let key = |at: usize| {
-            let end = u64::try_from(self.window_end[at].saturating_sub(first)).unwrap_or_default();
-            let place = u64::from(self.window[at]) << 56 | end & (u64::MAX >> 8);
-            u128::from(place) << 64 | u128::from(self.order[at])
+            let end = (self.window_end[at] - first) as u128;
+            u128::from(self.window[at]) << 120 | end << 64 | u128::from(self.order[at])
         };
         let mut rows: Vec<(u128, u32)> =
             (0..self.window.len()).map(|at| (key(at), at as u32)).collect();
